@@ -1,0 +1,5 @@
+-- One task of a user. Parameters: user_id, id.
+SELECT id, user_id, title, description, status, created_at, updated_at
+FROM tasks
+WHERE user_id = %s
+    AND id = %s;
