@@ -1,0 +1,43 @@
+"""A to-do backend: each user's tasks in PostgreSQL, behind a REST API."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from todo_service import auth, commands, database, envelope, errors
+from todo_service.blueprints.health import health
+from todo_service.blueprints.tasks import tasks
+from todo_service.routing import UserIdConverter
+from todo_service.schemas import MAX_BODY
+from todo_service.settings import Settings
+
+__version__ = "0.1.0"
+
+
+def create_app(
+    settings: Settings | None = None, authenticate: auth.Authenticator | None = None
+) -> Flask:
+    """Make the WSGI application.
+
+    Settings come from the environment unless given. `authenticate` takes a request and returns the
+    id of its user, or raises an HTTPException; without one, JWTs are verified as the settings say.
+    Raises SettingsError.
+    """
+    settings = settings or Settings.from_env()
+    app = Flask(__name__, static_folder=None)
+    # One byte over the limit is read, because Werkzeug cuts a chunked body off without a word.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
+    app.url_map.converters["user_id"] = UserIdConverter
+    # An empty segment can be part of a user id, and a redirect would lose a request's body.
+    app.url_map.merge_slashes = False
+    app.logger.setLevel(settings.log_level)
+
+    envelope.init_app(app)
+    database.init_app(app, settings)
+    auth.init_app(app, authenticate or auth.bearer(settings))
+    errors.init_app(app)
+    commands.init_app(app, settings)
+
+    app.register_blueprint(tasks)
+    app.register_blueprint(health)
+    return app

@@ -1,0 +1,56 @@
+"""What an operator runs: `flask --app wsgi <command>`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from urllib.parse import quote
+
+import click
+import jwt
+from flask import Flask, current_app
+
+from todo_service import database
+from todo_service.settings import Settings
+
+_DAY = 24 * 60 * 60
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    @app.cli.command("init-db")
+    def init_db() -> None:
+        """Apply sql/schema.sql to DATABASE_URL. Safe to repeat; never drops data."""
+        database.apply_schema(current_app.extensions["database"].conninfo)
+        click.echo("The schema is in place.")
+
+    @app.cli.command("token")
+    @click.argument("user")
+    @click.option("--curl", is_flag=True, help="Print a curl command that creates a task.")
+    def token(user: str, curl: bool) -> None:
+        """Sign a token for USER that is good for a day. Development only: needs JWT_SECRET."""
+        if settings.jwt_secret is None:
+            raise click.ClickException("JWT_SECRET is not set: only the issuer can sign tokens")
+        signed = sign_token(settings, user)
+        click.echo(curl_line(settings, user, signed) if curl else signed)
+
+
+def sign_token(settings: Settings, user: str) -> str:
+    """A token that the service accepts for this user, with whatever claims it is set to check."""
+    now = int(time.time())
+    claims = {settings.jwt_user_claim: user, "iat": now, "exp": now + _DAY}
+    if settings.jwt_issuer is not None:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience is not None:
+        claims["aud"] = settings.jwt_audience
+    return jwt.encode(claims, settings.jwt_secret or "", algorithm="HS256")
+
+
+def curl_line(settings: Settings, user: str, token: str) -> str:
+    """A command that creates a task, ready to paste into a shell."""
+    return shlex.join(
+        [
+            *("curl", "-i", f"http://localhost:{settings.port}/api/{quote(user, safe='')}/tasks"),
+            *("-H", f"Authorization: Bearer {token}", "-H", "Content-Type: application/json"),
+            *("-d", '{"title": "Buy milk"}'),
+        ]
+    )

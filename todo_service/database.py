@@ -1,0 +1,199 @@
+"""The connection pool, the statement files, and applying the schema."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from select import POLLIN, poll
+from typing import Any, TypeVar
+
+import psycopg
+from flask import Flask, current_app, g
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import ConnectionPool
+
+from todo_service import embedded
+from todo_service.settings import LOOPBACK, Settings
+
+SQL = Path(__file__).parent.parent / "sql"
+
+# Any fixed number: it names the lock under which the schema is applied.
+_SCHEMA_LOCK = 7_036_874_417
+
+# Twice this, for a connection and for an answer, is what /ready may take.
+_CHECK_LIMIT = 2.5
+
+# libpq sends it as the start-up parameter TimeZone, which every pooler understands: times come back
+# in UTC whatever the server is set to. A SET per connection would leak through PgBouncer.
+os.environ["PGTZ"] = "UTC"
+
+_T = TypeVar("_T")
+
+
+def statement(name: str) -> bytes:
+    """The text of sql/queries/<name>.sql, read when the module that needs it is imported."""
+    return (SQL / "queries" / f"{name}.sql").read_bytes()
+
+
+def fetch_one(query: bytes, parameters: Sequence[object]) -> DictRow | None:
+    """Run one statement and return its first row, or None if there is none."""
+    database: Database = current_app.extensions["database"]
+    return database.run(query, parameters).fetchone()
+
+
+def fetch_all(query: bytes, parameters: Sequence[object]) -> list[DictRow]:
+    """Run one statement and return all its rows."""
+    database: Database = current_app.extensions["database"]
+    return database.run(query, parameters).fetchall()
+
+
+def check(query: bytes, parameters: Sequence[object]) -> None:
+    """Run one statement, in seconds rather than in the time that a request may take."""
+    database: Database = current_app.extensions["database"]
+    database.run(query, parameters, limit=_CHECK_LIMIT)
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Give the app its database. Nothing connects before the first statement or `Database.open`."""
+    app.extensions["database"] = Database(settings)
+
+
+class Database:
+    """A pool of autocommit connections to one PostgreSQL database.
+
+    Made before gunicorn forks, opened after: a pool's threads and sockets do not survive a fork
+    (https://www.psycopg.org/psycopg3/docs/advanced/pool.html).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pool: ConnectionPool[Connection] = ConnectionPool(
+            lambda: self.conninfo,
+            connection_class=Connection,
+            kwargs={
+                "autocommit": True,
+                "row_factory": dict_row,
+                # PgBouncer in transaction mode hands every statement to another session.
+                "prepare_threshold": None if settings.db_pooler else 0,
+            },
+            min_size=1,
+            max_size=settings.db_pool_size,
+            open=False,
+            timeout=settings.db_pool_timeout,
+            check=self._check,
+            # A short life for each attempt, and a new one at once: the pool's own back-off would
+            # leave a recovered database unused for as long as it had been away.
+            reconnect_timeout=0.5,
+            reconnect_failed=lambda pool: pool.check(),
+            name="todo-service",
+        )
+
+    @cached_property
+    def conninfo(self) -> str:
+        """The connection string with everything that a connection needs.
+
+        Starts the embedded PostgreSQL if no DATABASE_URL is set.
+        """
+        url = self.settings.database_url
+        if url is None:
+            url = embedded.start()
+            apply_schema(url)
+        return complete_conninfo(url, self.settings)
+
+    def prepare(self) -> None:
+        """Do now what else the first connection does: start the embedded PostgreSQL, if used."""
+        _ = self.conninfo
+
+    def open(self) -> None:
+        """Start connecting in the background; calling it again does no harm."""
+        self.pool.open()
+
+    def close(self) -> None:
+        """Give all connections back to the server."""
+        self.pool.close()
+
+    def run(
+        self, query: bytes, parameters: Sequence[object], limit: float | None = None
+    ) -> psycopg.Cursor[DictRow]:
+        """Run one statement on a pooled connection and return the cursor with its whole result.
+
+        `limit`, in seconds, is for the wait for a connection and again for the answer; without
+        one, the settings hold. Raises psycopg.OperationalError when it is passed.
+        """
+        asked = time.perf_counter()
+        if self.pool.closed:
+            self.open()
+        with self.pool.connection(limit) as connection:
+            connection.limit = limit or self.settings.db_statement_timeout + 1
+            started = time.perf_counter()
+            g.pool_wait = g.get("pool_wait", 0.0) + started - asked
+            try:
+                return connection.execute(query, parameters)
+            finally:
+                g.database_time = g.get("database_time", 0.0) + time.perf_counter() - started
+
+    def _check(self, connection: Connection) -> None:
+        """Refuse an idle connection that the server has closed, without a round trip.
+
+        Nothing is due on an idle connection, so a readable socket means the server's goodbye. The
+        others have most likely gone with it: drain them, or each would cost the request a wait.
+        """
+        poller = poll()
+        poller.register(connection.pgconn.socket, POLLIN)
+        if poller.poll(0):
+            self.pool.drain()
+            raise psycopg.OperationalError("the server closed the idle connection")
+
+
+class Connection(psycopg.Connection[DictRow]):
+    """A connection on which no wait is endless.
+
+    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
+    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
+    """
+
+    limit: float | None = None
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        try:
+            return super().wait(gen, interval, self.limit if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            # Closed, so that no later step waits for the same silent server once more.
+            self.close()
+            raise psycopg.OperationalError("no answer from the server in time") from None
+
+
+def complete_conninfo(url: str, settings: Settings) -> str:
+    """Add to DATABASE_URL what it leaves open; whatever it states itself stands.
+
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+    """
+    stated = conninfo_to_dict(url)
+    defaults: dict[str, Any] = {
+        "application_name": "todo-service",
+        "connect_timeout": 3,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+    host = str(stated.get("host") or "")
+    if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:
+        defaults["sslmode"] = "require"
+    parameters = defaults | stated
+    if settings.db_pooler is None:
+        # PgBouncer refuses the start-up parameter "options"; there, only Connection's limit holds.
+        timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"
+        parameters["options"] = f"{stated.get('options') or ''} {timeout}".strip()
+    return make_conninfo("", **parameters)
+
+
+def apply_schema(conninfo: str) -> None:
+    """Run sql/schema.sql in one transaction; whoever comes meanwhile waits for the lock."""
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+        connection.execute((SQL / "schema.sql").read_bytes())

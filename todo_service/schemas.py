@@ -1,0 +1,207 @@
+"""What a request may hold. Limits equal the CHECKs of sql/schema.sql; a test keeps them equal."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from marshmallow import (
+    EXCLUDE,
+    RAISE,
+    Schema,
+    ValidationError,
+    fields,
+    pre_load,
+    validate,
+    validates_schema,
+)
+
+from todo_service.store import Position
+
+TITLE_LENGTH = 255
+DESCRIPTION_LENGTH = 5000
+# Bytes. The largest legal task is 5,255 code points of 12 bytes each, as pairs of \u escapes.
+MAX_BODY = 64 * 1024
+STATUSES = ("incomplete", "complete")
+MAX_LIMIT = 1000
+MAX_ID = 2**63 - 1
+
+_SERVER_OWNED = frozenset({"id", "user_id", "created_at", "updated_at"})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_microseconds(time: datetime) -> int:
+    """Microseconds since 1970, the resolution of PostgreSQL's timestamptz."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(count: int) -> datetime:
+    """The inverse of to_microseconds. Raises OverflowError outside the years 1 to 9999."""
+    return _EPOCH + timedelta(microseconds=count)
+
+
+def _not_blank(message: str) -> validate.Validator:
+    return validate.Predicate("strip", error=message)
+
+
+def _storable(name: str) -> Any:
+    """Refuse what PostgreSQL text cannot hold: U+0000 and lone surrogates."""
+
+    def check(text: str) -> None:
+        if not is_storable(text):
+            raise ValidationError(f"{name} must not contain U+0000 or lone surrogates")
+
+    return check
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL text can hold it: no U+0000, no lone surrogate."""
+    return "\0" not in text and text.encode(errors="ignore").decode() == text
+
+
+def _title(*, blank: str, required: bool) -> fields.String:
+    return fields.String(
+        required=required,
+        error_messages={"required": blank, "null": blank, "invalid": "Title must be a string"},
+        validate=[
+            _not_blank(blank),
+            validate.Length(max=TITLE_LENGTH, error="Title must be {max} characters or less"),
+            _storable("Title"),
+        ],
+    )
+
+
+def _description(**options: Any) -> fields.String:
+    return fields.String(
+        allow_none=True,
+        error_messages={"invalid": "Description must be a string"},
+        validate=[
+            validate.Length(
+                max=DESCRIPTION_LENGTH, error="Description must be {max} characters or less"
+            ),
+            _storable("Description"),
+        ],
+        **options,
+    )
+
+
+def _status(**options: Any) -> fields.String:
+    message = "Invalid status value. Must be 'incomplete' or 'complete'"
+    return fields.String(
+        error_messages={"null": message, "invalid": message},
+        validate=validate.OneOf(STATUSES, error=message),
+        **options,
+    )
+
+
+class TaskBody(Schema):
+    """What both bodies share: the server's own fields may come back and are ignored."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "Unknown field"}
+
+    @pre_load
+    def drop_server_owned(self, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        return {name: value for name, value in data.items() if name not in _SERVER_OWNED}
+
+
+class NewTask(TaskBody):
+    title = _title(blank="Title is required", required=True)
+    description = _description(load_default=None)
+    status = _status(load_default="incomplete")
+
+
+class TaskChanges(TaskBody):
+    title = _title(blank="Title cannot be empty", required=False)
+    description = _description()
+    status = _status()
+
+    @validates_schema(skip_on_field_errors=True)
+    def require_a_field(self, data: Mapping[str, Any], **_: Any) -> None:
+        if not data:
+            raise ValidationError(
+                "At least one field (title, description or status) must be provided"
+            )
+
+
+class Cursor(fields.Field[Position]):
+    """A position in a list as an opaque token: created_at, id, and a check sum over both.
+
+    The check sum catches damage and guesses. It is no secret and need not be one: a cursor only
+    says where to go on in the list of whoever sends it.
+    """
+
+    default_error_messages = {"invalid": "Invalid cursor"}
+
+    @staticmethod
+    def encode(position: Position) -> str:
+        body = struct.pack(">qq", to_microseconds(position.created_at), position.id)
+        return base64.urlsafe_b64encode(body + _check_sum(body)).decode()
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Position:
+        try:
+            raw = base64.b64decode(value.encode("ascii"), altchars=b"-_", validate=True)
+            created_at, task_id = struct.unpack(">qq", raw[:16])
+            if raw[16:] != _check_sum(raw[:16]):
+                raise ValueError
+            return Position(from_microseconds(created_at), task_id)
+        except (ValueError, OverflowError, binascii.Error, struct.error):
+            raise self.make_error("invalid") from None
+
+
+def _check_sum(body: bytes) -> bytes:
+    return blake2b(body, digest_size=8, person=b"todo cursor").digest()
+
+
+class Limit(fields.Field[int]):
+    default_error_messages = {"invalid": f"Limit must be an integer from 1 to {MAX_LIMIT}"}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", value) or int(value) > MAX_LIMIT:
+            raise self.make_error("invalid")
+        return int(value)
+
+
+class ListQuery(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    status = _status(load_default=None)
+    limit = Limit(load_default=None)
+    cursor = Cursor(load_default=None)
+
+
+NEW_TASK = NewTask()
+TASK_CHANGES = TaskChanges()
+LIST_QUERY = ListQuery()
+
+
+def parse_task_id(text: str) -> int:
+    """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
+    if re.fullmatch("0*[1-9][0-9]{0,18}", text) and (task_id := int(text)) <= MAX_ID:
+        return task_id
+    raise ValidationError("Invalid task ID")
+
+
+def describe(error: ValidationError) -> str:
+    """All faults, joined by "; ": known fields as declared, then unknown ones by name."""
+    by_field = error.messages if isinstance(error.messages, dict) else {"": error.messages}
+    faults: list[str] = []
+    unknown: list[str] = []
+    for name, messages in by_field.items():
+        for message in messages:
+            if message == TaskBody.error_messages["unknown"]:
+                unknown.append(f"{message}: {name}")
+            else:
+                faults.append(message)
+    # A field's name may hold what UTF-8 cannot: a lone surrogate is shown escaped.
+    return "; ".join(faults + sorted(unknown)).encode(errors="backslashreplace").decode()

