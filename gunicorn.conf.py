@@ -1,0 +1,71 @@
+"""How the service is served. gunicorn reads this file from the working directory by itself."""
+
+from gevent import monkey
+
+# Before anything else is imported: psycopg decides when it is imported whether its waits let other
+# requests run.
+monkey.patch_all()
+
+import sys
+
+import gunicorn.util
+from dotenv import load_dotenv
+from gunicorn.glogging import Logger
+
+from todo_service.errors import write_bare_error
+from todo_service.settings import Settings, SettingsError
+
+load_dotenv()
+try:
+    settings = Settings.from_env()
+except SettingsError as error:
+    sys.exit(f"todo-service cannot start: {error}")
+
+
+class OneLinePerRequest(Logger):
+    """The service logs each request itself; this silences gunicorn's access log for good.
+
+    Leaving `accesslog` unset would not: platforms turn it on through GUNICORN_CMD_ARGS, which
+    outranks this file.
+    """
+
+    def access(self, *args, **kwargs):
+        pass
+
+
+# What gunicorn itself refuses (a malformed request, a header too large) it answers in HTML, and
+# has no setting for that.
+gunicorn.util.write_error = write_bare_error
+
+logger_class = OneLinePerRequest
+bind = f"0.0.0.0:{settings.port}"
+workers = settings.web_concurrency
+worker_class = "gevent"
+# Load the app in the master: a bad setting stops the start with one line, workers share memory.
+preload_app = True
+# Longer than the idle timeout of the routers in front (Heroku 90 s): they, not we, close idle
+# connections, so that none is closed while a request is on its way.
+keepalive = 95
+# Below the 30 s that platforms leave between SIGTERM and SIGKILL.
+graceful_timeout = 20
+# A user id of 1,024 bytes, percent-encoded, and a cursor fit; a token of 8 KB fits its header.
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+# No second way in.
+control_socket_disable = True
+
+
+def when_ready(server):
+    """In the master, before it forks: start the embedded PostgreSQL if there is no other."""
+    server.app.wsgi().extensions["database"].prepare()
+
+
+def post_worker_init(worker):
+    """In each worker: connect now rather than during its first request."""
+    worker.wsgi.extensions["database"].open()
+
+
+def worker_exit(server, worker):
+    """In each worker that stops: give its connections back."""
+    worker.wsgi.extensions["database"].close()
