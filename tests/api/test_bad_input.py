@@ -1,0 +1,260 @@
+"""Every row of the contract's error table, with its exact message; nothing is stored."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from tests.conftest import User
+
+JSON = {"Content-Type": "application/json"}
+NOT_AN_OBJECT = "Request body must be a JSON object"
+TITLE_LONG = "Title must be 255 characters or less"
+DESCRIPTION_LONG = "Description must be 5000 characters or less"
+STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
+NO_FIELD = "At least one field (title, description or status) must be provided"
+
+# For create and update alike.
+EITHER = [
+    ("", NOT_AN_OBJECT),
+    ("   ", NOT_AN_OBJECT),
+    ("[]", NOT_AN_OBJECT),
+    ("null", NOT_AN_OBJECT),
+    ('"title"', NOT_AN_OBJECT),
+    ("1", NOT_AN_OBJECT),
+    ('{"title": "x"', NOT_AN_OBJECT),
+    ('{"title": "x"} {}', NOT_AN_OBJECT),
+    ('{"title": NaN}', NOT_AN_OBJECT),
+    ('{"title": Infinity}', NOT_AN_OBJECT),
+    ("{'title': 'x'}", NOT_AN_OBJECT),
+    ("[" * 60_000, NOT_AN_OBJECT),
+    ('{"title":' * 7_000, NOT_AN_OBJECT),
+    ('{"title": ' + "9" * 10_000 + "}", NOT_AN_OBJECT),
+    (b'{"title": "\xff"}', NOT_AN_OBJECT),
+    ('{"title": "x"}'.encode("utf-16"), NOT_AN_OBJECT),
+    ('\ufeff{"title": "x"}', NOT_AN_OBJECT),
+    ('{"title": 5}', "Title must be a string"),
+    ('{"title": ["x"]}', "Title must be a string"),
+    ('{"title": true}', "Title must be a string"),
+    ('{"title": "%s"}' % ("x" * 256), TITLE_LONG),
+    ('{"title": "%s"}' % ("\U0001f95b" * 256), TITLE_LONG),
+    ('{"title": "x", "description": 5}', "Description must be a string"),
+    ('{"title": "x", "description": {}}', "Description must be a string"),
+    ('{"title": "x", "description": "%s"}' % ("x" * 5001), DESCRIPTION_LONG),
+    ('{"title": "x", "status": "done"}', STATUS),
+    ('{"title": "x", "status": "Complete"}', STATUS),
+    ('{"title": "x", "status": ""}', STATUS),
+    ('{"title": "x", "status": null}', STATUS),
+    ('{"title": "x", "status": 1}', STATUS),
+    ('{"title": "x", "status": ["complete"]}', STATUS),
+    (r'{"title": "a\u0000b"}', "Title must not contain U+0000 or lone surrogates"),
+    (r'{"title": "a\ud800b"}', "Title must not contain U+0000 or lone surrogates"),
+    (r'{"title": "\udc00\ud800"}', "Title must not contain U+0000 or lone surrogates"),
+    (
+        r'{"title": "x", "description": "\u0000"}',
+        "Description must not contain U+0000 or lone surrogates",
+    ),
+    (
+        r'{"title": "x", "description": "\udfff"}',
+        "Description must not contain U+0000 or lone surrogates",
+    ),
+    ('{"title": "x", "priority": 1}', "Unknown field: priority"),
+    ('{"title": "x", "Title": "y"}', "Unknown field: Title"),
+    (r'{"title": "x", "\ud800": 1}', r"Unknown field: \ud800"),
+    ('{"title": "x", "_schema": 1}', "Unknown field: _schema"),
+    (
+        '{"zeta": 1, "status": "x", "description": 1, "title": 1, "alpha": 1}',
+        f"Title must be a string; Description must be a string; {STATUS};"
+        " Unknown field: alpha; Unknown field: zeta",
+    ),
+]
+ON_CREATE = [
+    ("{}", "Title is required"),
+    ('{"title": null}', "Title is required"),
+    ('{"title": ""}', "Title is required"),
+    ('{"title": " \\t\\n\\u00a0\\u3000"}', "Title is required"),
+    ('{"user_id": "mallory"}', "Title is required"),
+    ('{"status": "x"}', f"Title is required; {STATUS}"),
+]
+ON_UPDATE = [
+    ("{}", NO_FIELD),
+    ('{"id": 1, "user_id": "mallory"}', NO_FIELD),
+    ('{"title": null}', "Title cannot be empty"),
+    ('{"title": ""}', "Title cannot be empty"),
+    ('{"title": "   "}', "Title cannot be empty"),
+    ('{"priority": 1}', "Unknown field: priority"),
+]
+
+
+def encode(body: str | bytes) -> bytes:
+    return body if isinstance(body, bytes) else body.encode()
+
+
+@pytest.mark.parametrize(("body", "message"), EITHER + ON_CREATE)
+def test_a_bad_create_is_refused_and_stores_nothing(
+    alice: User, body: str | bytes, message: str
+) -> None:
+    answer = alice.post(alice.tasks, content=encode(body), headers=JSON)
+
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+    assert alice.get(alice.tasks).json() == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize(("body", "message"), EITHER + ON_UPDATE)
+def test_a_bad_update_is_refused_and_changes_nothing(
+    alice: User, method: str, body: str | bytes, message: str
+) -> None:
+    task = alice.create()
+
+    answer = alice.request(method, alice.path(task), content=encode(body), headers=JSON)
+
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+    assert alice.get(alice.path(task)).json() == task
+
+
+def test_a_user_id_in_the_body_is_ignored(alice: User, bob: User) -> None:
+    task = alice.create("Buy milk", user_id=bob.id)
+
+    assert task["user_id"] == alice.id
+    assert bob.get(bob.tasks).json() == []
+
+
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "0", "00", "-1", "+1", "1_0", "1.0", "1e3", "0x1", "abc", "%D9%A1", "%20", "1%20", "%201",
+        "1%0A", "9223372036854775808", "99999999999999999999", "9" * 5000, "1%00", "%FF",
+    ],
+)  # fmt: skip
+def test_an_impossible_id_is_refused_on_every_route(alice: User, task_id: str) -> None:
+    for method, suffix in [
+        ("GET", ""), ("PUT", ""), ("PATCH", ""), ("DELETE", ""),
+        ("PATCH", "/complete"), ("PATCH", "/incomplete"),
+    ]:  # fmt: skip
+        answer = alice.request(method, f"{alice.tasks}/{task_id}{suffix}", json={"title": "x"})
+        assert (answer.status_code, answer.json()) == (400, {"error": "Invalid task ID"})
+
+
+@pytest.mark.parametrize("task_id", ["9223372036854775807", "0009223372036854775807"])
+def test_the_largest_id_is_merely_not_found(alice: User, task_id: str) -> None:
+    answer = alice.get(f"{alice.tasks}/{task_id}")
+
+    assert (answer.status_code, answer.json()) == (404, {"error": "Task not found"})
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("status=done", STATUS),
+        ("status=", STATUS),
+        ("limit=0", "Limit must be an integer from 1 to 1000"),
+        ("limit=1001", "Limit must be an integer from 1 to 1000"),
+        ("limit=-1", "Limit must be an integer from 1 to 1000"),
+        ("limit=%2B5", "Limit must be an integer from 1 to 1000"),
+        ("limit=1_0", "Limit must be an integer from 1 to 1000"),
+        ("limit=", "Limit must be an integer from 1 to 1000"),
+        ("limit=ten", "Limit must be an integer from 1 to 1000"),
+        ("limit=%D9%A1", "Limit must be an integer from 1 to 1000"),
+        ("limit=" + "9" * 5000, "Limit must be an integer from 1 to 1000"),
+        ("limit=5%00", "Limit must be an integer from 1 to 1000"),
+        ("limit=5&cursor=", "Invalid cursor"),
+        ("limit=5&cursor=abc", "Invalid cursor"),
+        ("limit=5&cursor=%FF%00", "Invalid cursor"),
+        ("limit=5&cursor=" + "A" * 32, "Invalid cursor"),
+        ("limit=5&cursor=" + "A" * 4000, "Invalid cursor"),
+    ],
+)
+def test_a_bad_query_is_refused(alice: User, query: str, message: str) -> None:
+    answer = alice.get(f"{alice.tasks}?{query}")
+
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", None]
+)
+def test_another_content_type_is_refused(alice: User, content_type: str | None) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+
+    answer = alice.post(alice.tasks, content=b'{"title": "x"}', headers=headers)
+
+    assert answer.status_code == 415
+    assert answer.json() == {"error": "Content-Type must be application/json"}
+
+
+def test_a_charset_parameter_is_fine(alice: User) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+
+    assert alice.post(alice.tasks, content=b'{"title": "x"}', headers=headers).status_code == 201
+
+
+def test_no_body_and_no_content_type_is_an_empty_body(alice: User) -> None:
+    answer = alice.post(alice.tasks)
+
+    assert (answer.status_code, answer.json()) == (400, {"error": NOT_AN_OBJECT})
+
+
+@pytest.mark.parametrize("size", [64 * 1024 + 1, 5_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_64_kib_is_refused(alice: User, size: int, chunked: bool) -> None:
+    body = json.dumps({"title": "x", "description": "x" * size}).encode()[:size]
+    content = (body[i : i + 16384] for i in range(0, size, 16384)) if chunked else body
+
+    answer = alice.post(alice.tasks, content=content, headers=JSON)
+
+    assert answer.status_code == 413
+    assert answer.json() == {"error": "Request body must be at most 64 KiB"}
+    assert alice.get(alice.tasks).json() == []
+
+
+def test_a_body_of_64_kib_is_read(alice: User) -> None:
+    body = b'{"title": "x"}'.ljust(64 * 1024)
+
+    assert alice.post(alice.tasks, content=body, headers=JSON).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", ""), ("PUT", ""), ("POST", "/1"), ("GET", "/1/complete"), ("TRACE", "")],
+)
+def test_a_wrong_method_is_told_the_right_ones(alice: User, method: str, path: str) -> None:
+    answer = alice.request(method, alice.tasks + path)
+
+    assert (answer.status_code, answer.json()) == (405, {"error": "Method not allowed"})
+    assert "OPTIONS" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/", "/tasks/1/complete/x", "/tasks/"])
+def test_an_unknown_path_is_not_found(alice: User, path: str) -> None:
+    path = path.replace("/tasks", alice.tasks)
+
+    answer = alice.get(path)
+
+    assert (answer.status_code, answer.json()) == (404, {"error": "Not found"})
+
+
+@pytest.mark.parametrize("segment", ["%00", "alice%00", "%FF", "%C3%28", "%ED%A0%80"])
+def test_a_path_that_no_user_id_can_have_is_somebody_elses(alice: User, segment: str) -> None:
+    answer = alice.get(f"/api/{segment}/tasks")
+
+    assert (answer.status_code, answer.json()) == (403, {"error": "Forbidden"})
+
+
+def test_an_error_is_json_with_a_request_id_and_is_not_stored(alice: User) -> None:
+    for answer in (alice.get("/nothing"), alice.get(alice.tasks + "/x"), alice.post(alice.tasks)):
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Request-ID"]
+        assert list(answer.json()) == ["error"]
+
+
+def test_the_database_holds_no_task_that_breaks_a_rule(connection: psycopg.Connection) -> None:
+    """Whatever this module threw at the service, and whatever the rest of the suite did."""
+    (count,) = connection.execute(
+        "SELECT count(*) FROM tasks WHERE char_length(title) NOT BETWEEN 1 AND 255"
+    ).fetchone()
+
+    assert count == 0

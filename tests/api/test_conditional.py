@@ -1,0 +1,150 @@
+"""Conditional requests (RFC 9110 section 13): nobody overwrites what they have not seen."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.conftest import User
+
+WRITES = [
+    ("PUT", "", {"title": "changed"}),
+    ("PATCH", "", {"description": "changed"}),
+    ("PATCH", "/complete", None),
+    ("PATCH", "/incomplete", None),
+    ("DELETE", "", None),
+]
+STALE = [
+    '"0"',
+    '"660c46cce4aa8"',
+    '"ffffffffffffffffffffffff"',
+    '"-1"',
+    '""',
+    "rubbish",
+    '"unterminated',
+    ",,,",
+    "",
+    '"é"',
+]
+
+
+def tag_of(user: User, task: dict) -> str:
+    return user.get(user.path(task)).headers["ETag"]
+
+
+def test_a_task_has_a_strong_tag_that_every_change_changes(alice: User) -> None:
+    answer = alice.post(alice.tasks, json={"title": "Buy milk"})
+    task = answer.json()
+    tags = [answer.headers["ETag"]]
+    assert tag_of(alice, task) == tags[0]
+
+    for n in range(20):
+        answer = alice.patch(alice.path(task), json={"title": f"Buy milk {n}"})
+        assert answer.headers["ETag"] == tag_of(alice, task)
+        tags.append(answer.headers["ETag"])
+    tags.append(alice.patch(f"{alice.path(task)}/complete").headers["ETag"])
+
+    assert len(set(tags)) == len(tags)
+    assert all(tag.startswith('"') and tag.endswith('"') for tag in tags)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}, "y"', "*"])
+def test_a_known_version_is_not_sent_again(alice: User, method: str, form: str) -> None:
+    task = alice.create()
+    tag = tag_of(alice, task)
+
+    answer = alice.request(method, alice.path(task), headers={"If-None-Match": form.format(tag)})
+
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["ETag"] == tag
+    assert answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("tag", STALE)
+def test_an_unknown_version_is_sent(alice: User, tag: str) -> None:
+    task = alice.create()
+
+    answer = alice.get(alice.path(task), headers={"If-None-Match": tag.encode()})
+
+    assert (answer.status_code, answer.json()) == (200, task)
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+@pytest.mark.parametrize("form", ["{}", '"0", {}', '{}, W/"1"', "*"])
+def test_a_write_with_the_current_tag_goes_through(
+    alice: User, method: str, suffix: str, body: dict | None, form: str
+) -> None:
+    task = alice.create()
+    headers = {"If-Match": form.format(tag_of(alice, task))}
+
+    answer = alice.request(method, alice.path(task) + suffix, json=body, headers=headers)
+
+    assert answer.status_code == (204 if method == "DELETE" else 200)
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+def test_a_write_with_another_tag_changes_nothing(
+    alice: User, method: str, suffix: str, body: dict | None
+) -> None:
+    task = alice.create()
+    tag = tag_of(alice, task)
+    task = alice.patch(alice.path(task), json={"title": "meanwhile"}).json()
+
+    # A weak tag never matches here (RFC 9110 section 13.1.1), not even the current one.
+    for stale in [*STALE, tag, f"W/{tag_of(alice, task)}"]:
+        headers = {"If-Match": stale.encode()}
+        answer = alice.request(method, alice.path(task) + suffix, json=body, headers=headers)
+        assert (answer.status_code, answer.json()) == (412, {"error": "Task was modified"}), stale
+        assert alice.get(alice.path(task)).json() == task
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+@pytest.mark.parametrize("tag", ['"0"', "*", "rubbish"])
+def test_a_conditional_write_to_a_missing_task_is_not_found(
+    alice: User, method: str, suffix: str, body: dict | None, tag: str
+) -> None:
+    answer = alice.request(method, f"{alice.tasks}/1{suffix}", json=body, headers={"If-Match": tag})
+
+    assert (answer.status_code, answer.json()) == (404, {"error": "Task not found"})
+
+
+def test_without_if_match_the_last_write_wins(alice: User) -> None:
+    task = alice.create()
+
+    for title in ("first", "second"):
+        assert alice.put(alice.path(task), json={"title": title}).status_code == 200
+
+    assert alice.get(alice.path(task)).json()["title"] == "second"
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("PUT", ""), ("PATCH", "/complete")])
+def test_of_eight_concurrent_writers_exactly_one_wins(
+    alice: User, method: str, suffix: str
+) -> None:
+    for _ in range(10):
+        task = alice.create()
+        headers = {"If-Match": tag_of(alice, task)}
+
+        def write(n: int, path: str = alice.path(task) + suffix, headers: dict = headers) -> int:
+            body = {"title": f"writer {n}"} if not suffix else None
+            return alice.request(method, path, json=body, headers=headers).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            statuses = sorted(pool.map(write, range(8)))
+        assert statuses == [200] + [412] * 7
+
+
+def test_of_eight_concurrent_deletes_exactly_one_wins(alice: User) -> None:
+    task = alice.create()
+    headers = {"If-Match": tag_of(alice, task)}
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(
+            pool.map(
+                lambda _: alice.delete(alice.path(task), headers=headers).status_code, range(8)
+            )
+        )
+
+    assert statuses == [204] + [404] * 7

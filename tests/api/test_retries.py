@@ -1,0 +1,132 @@
+"""Idempotency-Key: a create that is sent again makes no second task."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.conftest import User
+
+
+def create(user: User, key: str, **body: object):
+    return user.post(
+        user.tasks, json={"title": "Buy milk"} | body, headers={"Idempotency-Key": key}
+    )
+
+
+def test_a_repeated_create_answers_with_the_first_task(alice: User) -> None:
+    first = create(alice, "key-1")
+    again = create(alice, "key-1")
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    for name in ("Location", "ETag"):
+        assert again.headers[name] == first.headers[name]
+    assert len(alice.get(alice.tasks).json()) == 1
+
+
+def test_the_order_and_the_defaults_of_a_body_do_not_make_it_another(alice: User) -> None:
+    headers = {"Idempotency-Key": "key", "Content-Type": "application/json"}
+    bodies = [
+        b'{"title": "x", "status": "incomplete"}',
+        b'{"status":"incomplete","title":"x"}',
+        b'{"title": "x", "description": null}',
+        b'{"title": "\\u0078", "id": 5}',
+    ]
+
+    answers = [alice.post(alice.tasks, content=body, headers=headers) for body in bodies]
+
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [{"title": "Buy oat milk"}, {"description": "two"}, {"status": "complete"}]
+)
+def test_the_same_key_with_another_body_is_refused(alice: User, body: dict) -> None:
+    first = create(alice, "key").json()
+
+    answer = create(alice, "key", **body)
+
+    assert answer.status_code == 422
+    assert answer.json() == {"error": "Idempotency-Key was used before with another request body"}
+    assert alice.get(alice.tasks).json() == [first]
+
+
+def test_a_replay_shows_the_task_as_it_is_now_and_does_not_touch_it(alice: User) -> None:
+    task = create(alice, "key").json()
+    changed = alice.patch(f"{alice.path(task)}/complete")
+
+    again = create(alice, "key")
+
+    assert again.json() == changed.json()
+    assert again.headers["ETag"] == changed.headers["ETag"]
+    assert alice.get(alice.path(task)).json() == changed.json()
+
+
+def test_keys_of_different_users_never_meet(alice: User, bob: User) -> None:
+    mine, his = create(alice, "key"), create(bob, "key", title="His")
+
+    assert (mine.status_code, his.status_code) == (201, 201)
+    assert "Idempotency-Replayed" not in his.headers
+    assert mine.json()["id"] != his.json()["id"]
+
+
+def test_a_key_lives_as_long_as_its_task(alice: User) -> None:
+    task = create(alice, "key").json()
+    alice.delete(alice.path(task))
+
+    again = create(alice, "key", title="Another")
+
+    assert again.status_code == 201
+    assert "Idempotency-Replayed" not in again.headers
+
+
+def test_creates_without_a_key_are_all_different(alice: User) -> None:
+    alice.create()
+    alice.create()
+
+    assert len(alice.get(alice.tasks).json()) == 2
+
+
+def test_twenty_concurrent_retries_make_one_task(
+    alice: User, connection: psycopg.Connection
+) -> None:
+    for _ in range(5):
+        key = str(uuid4())
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _, key=key: create(alice, key), range(20)))
+
+        assert {answer.status_code for answer in answers} == {201}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        replayed = [answer.headers.get("Idempotency-Replayed") for answer in answers]
+        assert sorted(replayed, key=str) == [None] + ["true"] * 19
+        rows = connection.execute(
+            "SELECT idempotency_replays FROM tasks WHERE user_id = %s AND idempotency_key = %s",
+            (alice.id, key),
+        ).fetchall()
+        assert rows == [(19,)]
+
+
+@pytest.mark.parametrize("key", ["x", "!~" * 127, "x" * 255, '"quoted"', "a,b;c=d"])
+def test_a_legal_key_is_taken(alice: User, key: str) -> None:
+    assert create(alice, key).status_code == 201
+    assert create(alice, key).headers["Idempotency-Replayed"] == "true"
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "with space", "tab\tbed", "é"])
+def test_an_illegal_key_is_refused(alice: User, key: str) -> None:
+    answer = alice.post(
+        alice.tasks,
+        json={"title": "x"},
+        headers=[(b"Idempotency-Key", key.encode())],
+    )
+
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "Idempotency-Key must be 1 to 255 visible ASCII characters"}
+    assert alice.get(alice.tasks).json() == []

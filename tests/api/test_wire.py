@@ -1,0 +1,128 @@
+"""What comes in below HTTP libraries: malformed, cut short, smuggled."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import httpx
+import pytest
+
+from tests.conftest import User
+
+
+def send(alice: User, request: bytes, half_close: bool = False) -> tuple[int, dict, bytes]:
+    """Status, headers and body of the first answer to raw bytes; 0 if the connection was closed."""
+    with socket.create_connection((alice.base_url.host, alice.base_url.port), 10) as connection:
+        connection.sendall(request)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while b"\r\n\r\n" not in answer and (data := connection.recv(65536)):
+            answer += data
+        if not answer:
+            return 0, {}, b""
+        head, _, body = answer.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        while len(body) < int(headers.get("content-length", 0)):
+            body += connection.recv(65536)
+        return int(lines[0].split()[1]), headers, body
+
+
+def start(alice: User, method: str = "POST") -> bytes:
+    return (
+        f"{method} {alice.tasks} HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: {alice.headers['Authorization']}\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n folded: 1\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
+        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_gets_a_json_error(alice: User, request_head: bytes) -> None:
+    status, headers, body = send(alice, request_head)
+
+    assert 400 <= status < 500
+    assert headers["content-type"] == "application/json"
+    assert headers["x-request-id"]
+    assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z -]+\"\}", body.decode())
+
+
+def test_a_body_that_is_cut_short_creates_nothing(alice: User) -> None:
+    """The prefix is a whole JSON object: only the length tells that something is missing."""
+    body = json.dumps({"title": "Buy milk"}).encode()
+    head = start(alice) + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+    status, _, _ = send(alice, head % (len(body) + 10) + body, half_close=True)
+
+    assert status in (0, 400)
+    assert alice.get(alice.tasks).json() == []
+
+
+def test_a_chunked_body_that_is_cut_short_creates_nothing(alice: User) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'{"title": "Buy milk"}'
+
+    status, _, _ = send(alice, head + b"%x\r\n%s\r\n" % (len(body), body), half_close=True)
+
+    assert status in (0, 400)
+    assert alice.get(alice.tasks).json() == []
+
+
+def test_a_chunked_body_is_read(alice: User) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    status, _, _ = send(alice, head + b'd\r\n{"title": "Bu\r\n8\r\ny milk"}\r\n0\r\n\r\n')
+
+    assert status == 201
+    assert [task["title"] for task in alice.get(alice.tasks).json()] == ["Buy milk"]
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"-1\r\n", b"5\r\nabcdefgh\r\n", b"\r\n"])
+def test_a_malformed_chunk_creates_nothing(alice: User, chunk: bytes) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    status, headers, body = send(alice, head + chunk + b"0\r\n\r\n", half_close=True)
+
+    assert status == 400
+    assert headers["content-type"] == "application/json"
+    assert list(json.loads(body)) == ["error"]
+    assert alice.get(alice.tasks).json() == []
+
+
+def test_expect_continue_is_answered(alice: User) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nContent-Length: 14\r\n"
+
+    with socket.create_connection((alice.base_url.host, alice.base_url.port), 10) as connection:
+        connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 Continue")
+        connection.sendall(b'{"title": "x"}')
+        assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+
+
+def test_a_connection_is_kept_alive_after_an_error(alice: User) -> None:
+    with httpx.Client(base_url=alice.base_url, headers=alice.headers) as client:
+        for _ in range(3):
+            assert client.get("/nothing").headers.get("Connection") != "close"
+            assert client.post(alice.tasks, content=b"x").status_code == 415
+            assert client.get(alice.tasks).status_code == 200
+
+
+def test_a_method_nobody_knows_is_refused(alice: User) -> None:
+    status, _, body = send(alice, start(alice, "BREW") + b"\r\n")
+
+    assert (status, json.loads(body)) == (405, {"error": "Method not allowed"})

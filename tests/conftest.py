@@ -1,0 +1,175 @@
+"""The stage: a real PostgreSQL, the app, gunicorn serving it, and two users."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+import jwt
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient, FlaskCliRunner
+
+from todo_service import create_app, embedded
+from todo_service.database import apply_schema
+from todo_service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0123456789")
+
+
+def sign(user_id: object, secret: str = SECRET, **claims: object) -> str:
+    """A token for the user, good for a minute; a claim given as None is left out."""
+    payload = {"sub": user_id, "exp": int(time.time()) + 60} | claims
+    return jwt.encode({k: v for k, v in payload.items() if v is not None}, secret, "HS256")
+
+
+class User(httpx.Client):
+    """An HTTP client that carries a user's token; paths are relative to the user's tasks."""
+
+    def __init__(self, server: str, user_id: str) -> None:
+        self.id = user_id
+        self.server = server
+        self.tasks = f"/api/{quote(user_id, safe='')}/tasks"
+        super().__init__(
+            base_url=server,
+            headers={"Authorization": f"Bearer {sign(user_id, exp=int(time.time()) + 3600)}"},
+            timeout=30,
+        )
+
+    def create(self, title: str = "Buy milk", **fields: object) -> dict[str, object]:
+        answer = self.post(self.tasks, json={"title": title, **fields})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def path(self, task: dict[str, object]) -> str:
+        return f"{self.tasks}/{task['id']}"
+
+
+@pytest.fixture(scope="session")
+def database_url() -> str:
+    """TEST_DATABASE_URL, else an embedded cluster of this run's own."""
+    url = os.environ.get("TEST_DATABASE_URL")
+    if url is None:
+        folder = Path(tempfile.mkdtemp(prefix="todo-service-"))
+        # Registered first, so run last: after the server has stopped.
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        url = embedded.start(folder)
+    apply_schema(url)
+    return url
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    """A superuser's view of the tables, past the service."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    return Settings(database_url=database_url, jwt_secret=SECRET)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    yield app
+    app.extensions["database"].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def runner(app: Flask) -> FlaskCliRunner:
+    return app.test_cli_runner()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """gunicorn as the Procfile starts it, with nothing in its environment but what is given."""
+
+    def __init__(self, log: Path, **environ: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).parent / "gunicorn", "wsgi:app"],
+                cwd=ROOT,
+                env={"PATH": os.environ["PATH"], "PORT": str(self.port), **environ},
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def wait(self, path: str = "/health", status: int = 200, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if httpx.get(self.url + path, timeout=10).status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"{path} not {status}: {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of TEST_BASE_URL, else of a gunicorn started for this run."""
+    if "TEST_BASE_URL" in os.environ:
+        yield os.environ["TEST_BASE_URL"]
+        return
+    log = tmp_path_factory.mktemp("server") / "log"
+    server = Server(log, DATABASE_URL=database_url, JWT_SECRET=SECRET)
+    server.wait("/ready")
+    yield server.url
+    assert server.stop() == 0, log.read_text()
+
+
+@pytest.fixture
+def new_user(server: str) -> Iterator[Callable[..., User]]:
+    users: list[User] = []
+
+    def make(user_id: str | None = None) -> User:
+        users.append(User(server, user_id or f"user-{uuid4()}"))
+        return users[-1]
+
+    yield make
+    for user in users:
+        user.close()
+
+
+@pytest.fixture
+def alice(new_user: Callable[..., User]) -> User:
+    return new_user(f"alice-{uuid4()}")
+
+
+@pytest.fixture
+def bob(new_user: Callable[..., User]) -> User:
+    return new_user(f"bob-{uuid4()}")
