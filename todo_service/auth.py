@@ -19,7 +19,7 @@ from todo_service.settings import Settings, SettingsError
 Authenticator = Callable[[Request], str]
 
 _LEEWAY = 30.0  # seconds of clock skew forgiven
-_USER_ID_BYTES = 1024  # users_id_length_check in sql/schema.sql
+USER_ID_BYTES = 1024  # users_id_length_check in sql/schema.sql
 _PROTECTED = "/api/"
 
 
@@ -53,7 +53,7 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
         if not request.path.startswith(_PROTECTED) or request.method == "OPTIONS":
             return
         user_id = authenticate(request)
-        if not 0 < len(user_id.encode(errors="replace")) <= _USER_ID_BYTES:
+        if not 0 < len(user_id.encode(errors="replace")) <= USER_ID_BYTES:
             raise invalid_token()
         if not is_storable(user_id):
             raise invalid_token()

@@ -1,5 +1,5 @@
--- Change the fields that were sent, leave the others. A null title or status means "not sent";
--- null is a legal description, so a flag of its own says whether one was sent.
+-- Change the fields that were sent, leave the others. A null title or status means "not sent". As
+-- null is a legal description, a flag of its own says whether one was sent.
 -- updated_at is the version that If-Match compares. now() may stand still or be set back between
 -- two changes; the sum makes updated_at grow all the same.
 -- Parameters: title, description sent, description, status, user_id, id, versions (null: any), versions.

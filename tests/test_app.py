@@ -1,0 +1,221 @@
+"""The application factory: what an embedder can pass in, and what happens when things break."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from uuid import uuid4
+
+import psycopg
+import pytest
+from flask import Flask, Request
+from flask.testing import FlaskClient
+from psycopg import errors
+from werkzeug.exceptions import Unauthorized
+
+from tests.conftest import SECRET, sign
+from todo_service import create_app, database, store
+from todo_service.envelope import RequestIdFilter
+from todo_service.settings import Settings
+
+
+def bearer(user_id: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {sign(user_id)}"}
+
+
+@pytest.fixture
+def gateway_app(database_url: str):
+    def authenticate(request: Request) -> str:
+        user_id = request.headers.get("X-Gateway-User")
+        if user_id is None:
+            raise Unauthorized()
+        return user_id
+
+    app = create_app(Settings(database_url=database_url), authenticate)
+    yield app
+    app.extensions["database"].close()
+
+
+def test_any_authenticator_can_take_the_place_of_tokens(gateway_app: Flask) -> None:
+    client = gateway_app.test_client()
+    alice, bob = (f"{name}-{uuid4()}" for name in ("alice", "bob"))
+    headers = {"X-Gateway-User": alice}
+
+    created = client.post(f"/api/{alice}/tasks", json={"title": "x"}, headers=headers)
+
+    assert created.status_code == 201
+    assert client.get(f"/api/{alice}/tasks", headers=headers).json == [created.json]
+    assert client.get(f"/api/{bob}/tasks", headers=headers).status_code == 403
+    assert client.get(f"/api/{alice}/tasks").json == {"error": "Unauthorized"}
+    assert client.get(f"/api/{alice}/tasks", headers=bearer(alice)).status_code == 401
+
+
+@pytest.mark.parametrize("user_id", ["", "a\0b", "\ud800", "x" * 1025])
+def test_a_user_id_that_cannot_be_stored_is_refused_from_any_authenticator(
+    settings: Settings, user_id: str
+) -> None:
+    app = create_app(settings, lambda _: user_id)
+
+    assert app.test_client().get("/api/x/tasks").status_code == 401
+
+
+def test_another_claim_can_name_the_user(database_url: str) -> None:
+    settings = Settings(database_url=database_url, jwt_secret=SECRET, jwt_user_claim="email")
+    app = create_app(settings)
+    client = app.test_client()
+
+    def ask(token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return client.get("/api/a@example.com/tasks", headers=headers).status_code
+
+    assert ask(sign("someone", email="a@example.com")) == 200
+    assert ask(sign(None, email="a@example.com")) == 200
+    assert ask(sign("a@example.com")) == 401
+    assert ask(sign("x", email=5)) == 401
+    app.extensions["database"].close()
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [
+        ({"iss": "https://issuer.example", "aud": "todo"}, 200),
+        ({"iss": "https://issuer.example", "aud": ["other", "todo"]}, 200),
+        ({"iss": "https://other.example", "aud": "todo"}, 401),
+        ({"iss": "https://issuer.example", "aud": "other"}, 401),
+        ({"iss": "https://issuer.example"}, 401),
+        ({"aud": "todo"}, 401),
+        ({}, 401),
+    ],
+)
+def test_issuer_and_audience_are_checked_where_set(
+    database_url: str, claims: dict[str, object], status: int
+) -> None:
+    app = create_app(
+        Settings(
+            database_url=database_url,
+            jwt_secret=SECRET,
+            jwt_issuer="https://issuer.example",
+            jwt_audience="todo",
+        )
+    )
+    headers = {"Authorization": f"Bearer {sign('alice', **claims)}"}
+
+    assert app.test_client().get("/api/alice/tasks", headers=headers).status_code == status
+    app.extensions["database"].close()
+
+
+@pytest.fixture
+def failing(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], FlaskClient]:
+    """A client of an app whose store raises what it is given."""
+
+    def fail_with(error: Exception) -> FlaskClient:
+        def get_task(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(store, "get_task", get_task)
+        return app.test_client()
+
+    return fail_with
+
+
+def test_a_bug_is_a_500_that_tells_the_log_and_nobody_else(
+    failing: Callable[[Exception], FlaskClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = failing(RuntimeError("secret detail in /some/path"))
+    caplog.handler.addFilter(RequestIdFilter())
+
+    answer = client.get("/api/alice/tasks/1", headers=bearer("alice") | {"X-Request-ID": "find-me"})
+
+    assert (answer.status_code, answer.json) == (500, {"error": "Internal server error"})
+    assert answer.headers["X-Request-ID"] == "find-me"
+    assert answer.headers["Cache-Control"] == "no-store"
+    record = next(record for record in caplog.records if record.exc_info)
+    assert "secret detail" in caplog.text
+    assert record.request_id == "find-me"
+
+
+UNAVAILABLE = [
+    psycopg.OperationalError("could not connect to 10.0.0.1"),
+    errors.QueryCanceled("canceling statement due to statement timeout"),
+    errors.LockNotAvailable("x"),
+    errors.AdminShutdown("x"),
+    errors.CrashShutdown("x"),
+    errors.CannotConnectNow("x"),
+    errors.TooManyConnections("x"),
+    errors.DiskFull("x"),
+    errors.DeadlockDetected("x"),
+    errors.SerializationFailure("x"),
+    errors.ReadOnlySqlTransaction("x"),
+    errors.UndefinedTable('relation "tasks" does not exist'),
+    errors.UndefinedColumn("x"),
+    errors.ConnectionFailure("x"),
+    errors.IoError("x"),
+]
+
+
+@pytest.mark.parametrize("error", UNAVAILABLE, ids=lambda error: type(error).__name__)
+def test_an_unavailable_database_is_a_503_worth_a_retry(
+    failing: Callable[[Exception], FlaskClient], error: psycopg.Error
+) -> None:
+    answer = failing(error).get("/api/alice/tasks/1", headers=bearer("alice"))
+
+    assert answer.status_code == 503
+    assert answer.json == {"error": "Service temporarily unavailable"}
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "error", [errors.SyntaxError("at or near x"), errors.InsufficientPrivilege("x")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_another_database_error_is_a_500(
+    failing: Callable[[Exception], FlaskClient], error: psycopg.Error
+) -> None:
+    answer = failing(error).get("/api/alice/tasks/1", headers=bearer("alice"))
+
+    assert (answer.status_code, answer.json) == (500, {"error": "Internal server error"})
+
+
+def test_one_line_is_logged_a_request(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "todo_service")
+    alice = f"alice-{uuid4()}"
+
+    client.post(f"/api/{alice}/tasks", json={"title": "do not log me"}, headers=bearer(alice))
+
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "todo_service.envelope"]
+    assert line.startswith("method=POST route=/api/{user_id}/tasks status=201 ms=")
+    assert " db_ms=" in line and " pool_ms=" in line
+    assert f" user={alice}" in line
+    assert "do not log me" not in caplog.text
+
+
+def test_a_log_line_cannot_be_forged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "todo_service")
+    user_id = "x\nlevel=ERROR user=admin \u2028 é"
+
+    client.get("/api/x/tasks", headers=bearer(user_id))
+
+    line = caplog.records[-1].getMessage()
+    assert line.isascii() and "\n" not in line
+    assert r'user="x\nlevel=ERROR user=admin \u2028 \u00e9"' in line
+
+
+def test_neither_tokens_nor_secrets_are_logged(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    good, bad = sign("alice"), sign("alice", "another secret that is long enough")
+
+    for token in (good, bad):
+        client.get("/api/alice/tasks", headers={"Authorization": f"Bearer {token}"})
+        client.get(f"/nothing?token={token}", headers={"Authorization": f"Bearer {token}"})
+
+    for secret in (SECRET, good, bad, *good.split("."), *bad.split(".")):
+        assert secret not in caplog.text
+
+
+def test_a_missing_statement_stops_the_start() -> None:
+    with pytest.raises(FileNotFoundError):
+        database.statement("no_such_statement")

@@ -1,0 +1,219 @@
+"""The environment: every variable read, every bad value refused in one line that names it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.conftest import ROOT, SECRET
+from todo_service import create_app
+from todo_service.database import complete_conninfo
+from todo_service.settings import Settings, SettingsError
+
+MINIMAL = {"DATABASE_URL": "postgres://u:p4ssw0rd@db.example.com/todo", "JWT_SECRET": SECRET}
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_env(
+        {
+            "DATABASE_URL": "postgresql://db/todo",
+            "JWT_JWKS_URL": "https://issuer.example.com/jwks",
+            "JWT_ISSUER": "https://issuer.example.com",
+            "JWT_AUDIENCE": "todo",
+            "JWT_USER_CLAIM": "email",
+            "PORT": "5000",
+            "WEB_CONCURRENCY": "3",
+            "DB_POOL_SIZE": "7",
+            "DB_POOL_TIMEOUT": "2.5",
+            "DB_STATEMENT_TIMEOUT": "0.5",
+            "DB_POOLER": "transaction",
+            "CORS_ORIGINS": "https://app.example.com, http://localhost:3000",
+            "LOG_LEVEL": "debug",
+        }
+    )
+
+    assert settings == Settings(
+        database_url="postgresql://db/todo",
+        jwt_jwks_url="https://issuer.example.com/jwks",
+        jwt_issuer="https://issuer.example.com",
+        jwt_audience="todo",
+        jwt_user_claim="email",
+        port=5000,
+        web_concurrency=3,
+        db_pool_size=7,
+        db_pool_timeout=2.5,
+        db_statement_timeout=0.5,
+        db_pooler="transaction",
+        cors_origins=("https://app.example.com", "http://localhost:3000"),
+        log_level="DEBUG",
+    )
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    settings = Settings.from_env(MINIMAL | {"PORT": "", "JWT_ISSUER": "", "CORS_ORIGINS": " "})
+
+    assert (settings.port, settings.jwt_issuer, settings.cors_origins) == (8000, None, ())
+
+
+BAD = [
+    ("DATABASE_URL", "mysql://db/todo"),
+    ("DATABASE_URL", "postgres://[db/todo"),
+    ("DATABASE_URL", "postgres://u:p4ssw0rd@db/todo?nonsense=1"),
+    ("JWT_SECRET", "p4ssw0rd"),
+    ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----\np4ssw0rd\n-----END PUBLIC KEY-----"),
+    ("PORT", "http"),
+    ("PORT", "0"),
+    ("PORT", "65536"),
+    ("WEB_CONCURRENCY", "0"),
+    ("WEB_CONCURRENCY", "1.5"),
+    ("DB_POOL_SIZE", "0"),
+    ("DB_POOL_SIZE", "many"),
+    ("DB_POOL_TIMEOUT", "0"),
+    ("DB_POOL_TIMEOUT", "nan"),
+    ("DB_STATEMENT_TIMEOUT", "-1"),
+    ("DB_STATEMENT_TIMEOUT", "inf"),
+    ("DB_POOLER", "session"),
+    ("CORS_ORIGINS", "*"),
+    ("CORS_ORIGINS", "https://*.example.com"),
+    ("CORS_ORIGINS", "app.example.com"),
+    ("CORS_ORIGINS", "https://app.example.com/"),
+    ("CORS_ORIGINS", "https://app.example.com/path"),
+    ("CORS_ORIGINS", "https://u@app.example.com"),
+    ("CORS_ORIGINS", "https://app.example.com:port"),
+    ("CORS_ORIGINS", "https://"),
+    ("CORS_ORIGINS", "null"),
+    ("LOG_LEVEL", "LOUD"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} ") as caught:
+        Settings.from_env(MINIMAL | {name: value})
+
+    assert "p4ssw0rd" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.example.com/jwks",
+        "http://127.0.0.1.example.com/jwks",
+        "http://10.0.0.1/jwks",
+        "file:///etc/passwd",
+        "ftp://issuer.example.com/jwks",
+        "issuer.example.com/jwks",
+        "https:///jwks",
+        "https://issuer.example.com:port/jwks",
+    ],
+)
+def test_the_issuers_keys_come_over_https(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^JWT_JWKS_URL "):
+        Settings.from_env({"DATABASE_URL": "postgres://db/todo", "JWT_JWKS_URL": url})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_an_issuer_on_a_loopback_address_may_use_http(host: str) -> None:
+    url = f"http://{host}:3000/api/auth/jwks"
+
+    assert Settings.from_env({"JWT_JWKS_URL": url}).jwt_jwks_url == url
+
+
+def test_exactly_one_way_to_verify_tokens_must_be_set() -> None:
+    both = MINIMAL | {"JWT_JWKS_URL": "https://issuer.example.com/jwks"}
+    neither = {"DATABASE_URL": "postgres://db/todo"}
+
+    for environ in (both, neither):
+        with pytest.raises(SettingsError, match="JWT_SECRET and JWT_JWKS_URL"):
+            create_app(Settings.from_env(environ))
+    create_app(Settings.from_env(neither), authenticate=lambda _: "alice")
+
+
+def test_a_neon_pooler_is_known_by_its_name() -> None:
+    def pooler(host: str) -> str | None:
+        return Settings.from_env(MINIMAL | {"DATABASE_URL": f"postgres://u@{host}/d"}).db_pooler
+
+    assert pooler("ep-cool-1-pooler.us-east-2.aws.neon.tech") == "transaction"
+    assert pooler("ep-cool-1.us-east-2.aws.neon.tech") is None
+    assert pooler("my-pooler.example.com") is None
+
+
+def test_secrets_stay_out_of_the_repr() -> None:
+    text = repr(Settings.from_env(MINIMAL))
+
+    assert "p4ssw0rd" not in text
+    assert SECRET not in text
+
+
+def complete(url: str, **environ: str) -> dict[str, object]:
+    return dict(conninfo_to_dict(complete_conninfo(url, Settings.from_env(MINIMAL | environ))))
+
+
+def test_a_connection_has_its_timeouts() -> None:
+    stated = complete("postgres://db.example.com/todo", DB_STATEMENT_TIMEOUT="2.5")
+
+    assert stated["options"] == "-c statement_timeout=2500"
+    assert int(str(stated["connect_timeout"])) <= 5
+
+
+def test_options_of_the_url_are_kept() -> None:
+    stated = complete("postgres://db/todo?options=endpoint%3Dcool&application_name=mine")
+
+    assert stated["options"] == "endpoint=cool -c statement_timeout=10000"
+    assert stated["application_name"] == "mine"
+
+
+def test_a_pooler_gets_no_start_up_options() -> None:
+    assert "options" not in complete("postgres://db/todo", DB_POOLER="transaction")
+
+
+@pytest.mark.parametrize(
+    ("url", "sslmode"),
+    [
+        ("postgres://db.example.com/todo", "require"),
+        ("postgres://10.0.0.5/todo", "require"),
+        ("postgres://db.example.com/todo?sslmode=verify-full", "verify-full"),
+        ("postgres://db.example.com/todo?sslmode=disable", "disable"),
+        ("postgres://localhost/todo", None),
+        ("postgres://127.0.0.1/todo", None),
+        ("postgres:///todo?host=/run/postgresql", None),
+        ("postgres:///todo", None),
+    ],
+)
+def test_a_database_elsewhere_is_reached_over_tls(url: str, sslmode: str | None) -> None:
+    assert complete(url).get("sslmode") == sslmode
+
+
+@pytest.mark.parametrize("command", ["gunicorn wsgi:app", "flask --app wsgi routes"])
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"JWT_SECRET": "short"}, "JWT_SECRET"),
+        ({"JWT_SECRET": ""}, "JWT_SECRET"),
+        ({"DATABASE_URL": "mysql://u:p4ssw0rd@db/todo"}, "DATABASE_URL"),
+        ({"PORT": "none"}, "PORT"),
+    ],
+)
+def test_a_bad_value_stops_the_start_with_one_line(
+    tmp_path: Path, command: str, environ: dict[str, str], name: str
+) -> None:
+    program, *arguments = command.split()
+    done = subprocess.run(
+        [Path(sys.executable).parent / program, *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]} | MINIMAL | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and name in lines[0], done.stderr
+    assert "p4ssw0rd" not in done.stdout + done.stderr
