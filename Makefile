@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/mypy --strict todo_service
 
 psql: .venv/installed
-	@$(BIN)/python -m todo_service.embedded
+	@$(BIN)/python -c "import sys; from todo_service import embedded; sys.exit(embedded.psql())"
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv

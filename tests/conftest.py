@@ -27,6 +27,8 @@ from todo_service.database import apply_schema
 from todo_service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+# What a process of the service gets: no variable of this shell, and no .env of this checkout.
+ENVIRON = {"PATH": os.environ["PATH"], "PYTHON_DOTENV_DISABLED": "1"}
 SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0123456789")
 
 
@@ -117,7 +119,7 @@ class Server:
             self.process = subprocess.Popen(
                 [Path(sys.executable).parent / "gunicorn", "wsgi:app"],
                 cwd=ROOT,
-                env={"PATH": os.environ["PATH"], "PORT": str(self.port), **environ},
+                env=ENVIRON | {"PORT": str(self.port)} | environ,
                 stdout=stream,
                 stderr=stream,
             )

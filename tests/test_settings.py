@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest import ROOT, SECRET
+from tests.conftest import ENVIRON, ROOT, SECRET
 from todo_service import create_app
 from todo_service.database import complete_conninfo
 from todo_service.settings import Settings, SettingsError
@@ -207,7 +206,7 @@ def test_a_bad_value_stops_the_start_with_one_line(
     done = subprocess.run(
         [Path(sys.executable).parent / program, *arguments],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]} | MINIMAL | environ,
+        env=ENVIRON | MINIMAL | environ,
         capture_output=True,
         text=True,
         timeout=30,

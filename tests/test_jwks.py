@@ -1,0 +1,452 @@
+"""Identity from an issuer that publishes its keys (RFC 7517): rotation, outages, forgeries."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from flask.testing import FlaskClient
+from jwt.algorithms import get_default_algorithms
+from werkzeug.test import TestResponse
+
+from tests.conftest import Server
+from todo_service import create_app
+from todo_service.jwks import Jwks
+from todo_service.settings import Settings
+
+AUDIENCE = "https://app.example.com"
+MAKE_KEY: dict[str, Callable[[], Any]] = {
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "RS256": lambda: rsa.generate_private_key(65537, 2048),
+}
+
+
+class Issuer:
+    """A JWKS server on loopback that can rotate its keys, go slow, fail and count its visitors."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, tuple[str, Any]] = {}
+        self.hits: list[str] = []
+        self.agents: set[str | None] = set()
+        self.status = 200
+        self.delay = 0.0
+        self.body: bytes | None = None
+        self.location: str | None = None
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.hits.append(self.path)
+                issuer.agents.add(self.headers["User-Agent"])
+                time.sleep(issuer.delay)
+                body = issuer.body if issuer.body is not None else issuer.jwks()
+                self.send_response(issuer.status)
+                if issuer.location:
+                    self.send_header("Location", issuer.location)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/api/auth/jwks"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self.thread.start()
+
+    def jwks(self) -> bytes:
+        keys = []
+        for key_id, (algorithm, key) in self.keys.items():
+            public = get_default_algorithms()[algorithm].to_jwk(key.public_key(), as_dict=True)
+            # As Better Auth publishes them: with "alg", without "use".
+            keys.append(
+                {k: v for k, v in public.items() if k != "key_ops"}
+                | {"kid": key_id, "alg": algorithm}
+            )
+        return json.dumps({"keys": keys}).encode()
+
+    def add_key(self, key_id: str, algorithm: str = "EdDSA") -> None:
+        self.keys[key_id] = (algorithm, MAKE_KEY[algorithm]())
+
+    def sign(self, key_id: str, headers: dict[str, Any] | None = None, **claims: object) -> str:
+        algorithm, key = self.keys[key_id]
+        now = int(time.time())
+        payload = {
+            "sub": "alice",
+            "email": "alice@example.com",
+            "iat": now,
+            "exp": now + 900,
+            "iss": AUDIENCE,
+            "aud": AUDIENCE,
+        } | claims
+        payload = {name: value for name, value in payload.items() if value is not None}
+        return jwt.encode(payload, key, algorithm, headers={"kid": key_id} | (headers or {}))
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer()
+    issuer.add_key("first")
+    yield issuer
+    issuer.close()
+
+
+@pytest.fixture
+def client(issuer: Issuer, database_url: str) -> Iterator[FlaskClient]:
+    app = create_app(
+        Settings(
+            database_url=database_url,
+            jwt_jwks_url=issuer.url,
+            jwt_issuer=AUDIENCE,
+            jwt_audience=AUDIENCE,
+        )
+    )
+    yield app.test_client()
+    app.extensions["database"].close()
+
+
+def ask(client: FlaskClient, token: str, scheme: str = "Bearer") -> TestResponse:
+    return client.get("/api/alice/tasks", headers={"Authorization": f"{scheme} {token}"})
+
+
+@pytest.mark.parametrize("algorithm", MAKE_KEY)
+def test_a_token_of_each_algorithm_is_accepted(
+    issuer: Issuer, client: FlaskClient, algorithm: str
+) -> None:
+    issuer.add_key(algorithm, algorithm)
+
+    assert ask(client, issuer.sign(algorithm)).status_code == 200
+    assert ask(client, issuer.sign(algorithm), "bEARER").status_code == 200
+    assert len(issuer.hits) == 1
+    assert issuer.agents == {"todo-service"}
+
+
+BAD_CLAIMS: dict[str, dict[str, object]] = {
+    "expired": {"exp": 1_700_000_000},
+    "no exp": {"exp": None},
+    "not yet valid": {"nbf": 4_000_000_000},
+    "no subject": {"sub": None},
+    "empty subject": {"sub": ""},
+    "wrong issuer": {"iss": "https://evil.example"},
+    "no issuer": {"iss": None},
+    "wrong audience": {"aud": "https://evil.example"},
+    "no audience": {"aud": None},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLAIMS)
+def test_a_token_with_a_bad_claim_is_refused(
+    issuer: Issuer, client: FlaskClient, name: str
+) -> None:
+    answer = ask(client, issuer.sign("first", **BAD_CLAIMS[name]))
+
+    assert (answer.status_code, answer.json) == (401, {"error": "Unauthorized"})
+    assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+
+def test_a_public_key_used_as_a_shared_secret_is_refused(
+    issuer: Issuer, client: FlaskClient
+) -> None:
+    issuer.add_key("rsa", "RS256")
+    public = issuer.keys["rsa"][1].public_key()
+    pem = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    payload = json.dumps({"sub": "alice", "exp": int(time.time()) + 900}).encode()
+    header = {"alg": "HS256", "kid": "rsa", "typ": "JWT"}
+    # By hand: PyJWT itself refuses to sign with a PEM key.
+    parts = [json.dumps(header).encode(), payload]
+    message = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    signature = base64.urlsafe_b64encode(hmac.digest(pem, message, hashlib.sha256)).rstrip(b"=")
+
+    assert ask(client, (message + b"." + signature).decode()).status_code == 401
+
+
+def test_no_algorithm_but_the_keys_own_is_accepted(issuer: Issuer, client: FlaskClient) -> None:
+    issuer.add_key("rsa", "RS256")
+    claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
+
+    for token in (
+        jwt.encode(claims, None, "none", headers={"kid": "rsa"}),
+        jwt.encode(claims, issuer.keys["rsa"][1], "RS512", headers={"kid": "rsa"}),
+        jwt.encode(claims, issuer.keys["rsa"][1], "PS256", headers={"kid": "rsa"}),
+        jwt.encode(claims, "x" * 64, "HS256", headers={"kid": "rsa"}),
+        jwt.encode(claims, issuer.keys["first"][1], "EdDSA", headers={"kid": "rsa"}),
+    ):
+        assert ask(client, token).status_code == 401
+
+
+def test_the_key_id_of_another_key_is_refused(issuer: Issuer, client: FlaskClient) -> None:
+    issuer.add_key("second")
+    token = issuer.sign("first", headers={"kid": "second"})
+
+    assert ask(client, token).status_code == 401
+
+
+@pytest.mark.parametrize("headers", [{"kid": None}, {"kid": ""}, {"kid": "../../etc/passwd"}])
+def test_a_token_without_a_usable_key_id_is_refused(
+    issuer: Issuer, client: FlaskClient, headers: dict[str, Any]
+) -> None:
+    claims = {"sub": "alice", "exp": int(time.time()) + 900}
+    headers = {k: v for k, v in headers.items() if v is not None}
+
+    token = jwt.encode(claims, issuer.keys["first"][1], "EdDSA", headers=headers)
+
+    assert ask(client, token).status_code == 401
+
+
+def test_keys_that_a_token_points_at_are_never_fetched(issuer: Issuer, client: FlaskClient) -> None:
+    attacker = Issuer()
+    attacker.add_key("evil")
+    jwk = json.loads(attacker.jwks())["keys"][0]
+    for headers in ({"jku": attacker.url}, {"x5u": attacker.url}, {"jwk": jwk}):
+        for key_id in ("evil", "first"):
+            token = attacker.sign("evil", headers=headers | {"kid": key_id})
+            assert ask(client, token).status_code == 401
+
+    attacker.close()
+    assert attacker.hits == []
+    assert len(issuer.hits) <= 2
+
+
+def test_a_shared_secret_in_the_published_keys_is_not_used(
+    issuer: Issuer, client: FlaskClient
+) -> None:
+    secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"
+    issuer.body = json.dumps(
+        {
+            "keys": [
+                {"kty": "oct", "kid": "oct", "k": secret, "alg": "HS256"},
+                *json.loads(issuer.jwks())["keys"],
+            ]
+        }
+    ).encode()
+    claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
+    raw = jwt.utils.base64url_decode(secret)
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+    assert ask(client, jwt.encode(claims, raw, "HS256", headers={"kid": "oct"})).status_code == 401
+
+
+def test_a_rotated_in_key_is_accepted_at_once_and_the_old_one_still(
+    issuer: Issuer, client: FlaskClient
+) -> None:
+    assert ask(client, issuer.sign("first")).status_code == 200
+    issuer.add_key("second")
+
+    assert ask(client, issuer.sign("second")).status_code == 200
+    assert ask(client, issuer.sign("first", jti="another")).status_code == 200
+    assert len(issuer.hits) == 2
+
+
+def test_a_withdrawn_key_is_forgotten_after_its_lifetime(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each of its own, so that none was verified before.
+    tokens = (issuer.sign("first", jti=str(n)) for n in range(1000))
+    assert ask(client, next(tokens)).status_code == 200
+    issuer.add_key("second")
+    withdrawn = [next(tokens) for _ in range(500)]
+    del issuer.keys["first"]
+    assert ask(client, withdrawn.pop()).status_code == 200
+
+    monkeypatch.setattr(Jwks, "LIFETIME", 0.0)
+    assert ask(client, issuer.sign("second")).status_code == 200
+
+    wait_until(lambda: ask(client, withdrawn.pop()).status_code == 401)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_flood_of_unknown_key_ids_makes_few_fetches(issuer: Issuer, client: FlaskClient) -> None:
+    good = issuer.sign("first")
+    assert ask(client, good).status_code == 200
+    forged = [issuer.sign("first", headers={"kid": f"forged-{n}"}) for n in range(1000)]
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda token: ask(client, token).status_code, forged))
+
+    assert set(statuses) == {401}
+    assert len(issuer.hits) <= 1 + Jwks.BURST
+    assert ask(client, good).status_code == 200
+
+
+def test_known_keys_outlive_their_issuer(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask(client, issuer.sign("first")).status_code == 200
+    monkeypatch.setattr(Jwks, "LIFETIME", 0.0)
+    issuer.status = 500
+    issuer.add_key("second")
+
+    for n in range(20):
+        assert ask(client, issuer.sign("first", jti=str(n))).status_code == 200
+    answer = ask(client, issuer.sign("second"))
+    assert answer.status_code == 503
+    assert answer.json == {"error": "Service temporarily unavailable"}
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+RUBBISH = {
+    "not JSON": b"<html>",
+    "not UTF-8": b"\xff\xfe",
+    "a list": b"[]",
+    "no keys": b'{"keys": []}',
+    "keys of no shape": b'{"keys": [1, null, "x"]}',
+    "deep": b"[" * 100_000,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", RUBBISH)
+def test_an_issuer_that_answers_rubbish_is_a_503(
+    issuer: Issuer, client: FlaskClient, name: str
+) -> None:
+    issuer.body = RUBBISH[name]
+
+    assert ask(client, issuer.sign("first")).status_code == 503
+
+
+def test_one_unreadable_key_does_not_hide_the_others(issuer: Issuer, client: FlaskClient) -> None:
+    keys = json.loads(issuer.jwks())["keys"]
+    strange = [{"kty": "XYZ", "kid": "a"}, {"kty": "RSA", "kid": "b"}, {"kty": "EC", "crv": "P-9"}]
+    issuer.body = json.dumps({"keys": strange + keys}).encode()
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+
+
+def test_a_redirect_is_not_followed(issuer: Issuer, client: FlaskClient) -> None:
+    other = Issuer()
+    other.keys = issuer.keys
+    issuer.status, issuer.location = 302, other.url
+
+    assert ask(client, issuer.sign("first")).status_code == 503
+    other.close()
+    assert other.hits == []
+
+
+def test_a_slow_issuer_holds_up_nobody_with_a_known_key(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jwks, "FETCH_TIMEOUT", 0.5)
+    assert ask(client, issuer.sign("first")).status_code == 200
+    issuer.delay = 1.5
+    issuer.add_key("second")
+
+    with ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(ask, client, issuer.sign("second", jti=str(n))) for n in range(4)]
+        wait_until(lambda: len(issuer.hits) == 2)
+        for n in range(20):
+            assert ask(client, issuer.sign("first", jti=str(n))).status_code == 200
+        assert not any(answer.done() for answer in waiting)
+        assert {answer.result().status_code for answer in waiting} == {503}
+    # The late answer was taken all the same.
+    wait_until(lambda: ask(client, issuer.sign("second")).status_code == 200)
+
+
+def test_an_issuer_that_was_down_is_asked_again(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jwks, "INTERVAL", 0.2)
+    issuer.status = 500
+    assert ask(client, issuer.sign("first")).status_code == 503
+
+    issuer.status = 200
+
+    wait_until(lambda: ask(client, issuer.sign("first")).status_code == 200)
+
+
+def test_a_token_is_verified_once_and_not_past_its_exp(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = jwt.decode
+    monkeypatch.setattr(jwt, "decode", lambda *a, **k: decoded.append(a[0]) or decode(*a, **k))
+    token = issuer.sign("first", exp=int(time.time()) + 2)
+
+    for _ in range(5):
+        assert ask(client, token).status_code == 200
+    assert len(decoded) == 1
+
+    real_time = time.time
+    monkeypatch.setattr(time, "time", lambda: real_time() + 40)
+    ask(client, token)
+    assert len(decoded) == 2
+
+
+def test_neither_tokens_nor_keys_are_logged(
+    issuer: Issuer, client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tokens = [issuer.sign("first"), issuer.sign("first", headers={"kid": "forged"})]
+    for token in tokens:
+        ask(client, token)
+    issuer.status = 500
+    ask(client, issuer.sign("first", headers={"kid": "unknown"}))
+
+    for token in tokens:
+        for part in (token, *token.split(".")):
+            assert part not in caplog.text
+
+
+def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
+    issuer: Issuer, database_url: str, tmp_path: Path
+) -> None:
+    server = Server(
+        tmp_path / "log",
+        DATABASE_URL=database_url,
+        JWT_JWKS_URL=issuer.url,
+        JWT_ISSUER=AUDIENCE,
+        JWT_AUDIENCE=AUDIENCE,
+        WEB_CONCURRENCY="1",
+    )
+    server.wait("/ready")
+    session = httpx.Client(timeout=10)
+
+    def ask(token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return session.get(server.url + "/api/alice/tasks", headers=headers).status_code
+
+    assert ask(issuer.sign("first")) == 200
+    issuer.add_key("second")
+    issuer.delay = 4.0
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(ask, issuer.sign("second", jti=str(n))) for n in range(8)]
+        wait_until(lambda: len(issuer.hits) == 2)
+        for n in range(50):
+            assert ask(issuer.sign("first", jti=str(n))) == 200
+        assert not any(answer.done() for answer in waiting)
+        assert {answer.result() for answer in waiting} == {503}
+    session.close()
+    assert server.stop() == 0
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    for token in (issuer.sign("first"), issuer.sign("second")):
+        assert token.rpartition(".")[0] not in log
