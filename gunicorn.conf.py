@@ -14,6 +14,7 @@ from gunicorn.glogging import Logger
 
 from todo_service.errors import write_bare_error
 from todo_service.settings import Settings, SettingsError
+from todo_service.worker import Worker
 
 load_dotenv()
 try:
@@ -40,7 +41,7 @@ gunicorn.util.write_error = write_bare_error
 logger_class = OneLinePerRequest
 bind = f"0.0.0.0:{settings.port}"
 workers = settings.web_concurrency
-worker_class = "gevent"
+worker_class = Worker
 # Load the app in the master: a bad setting stops the start with one line, workers share memory.
 preload_app = True
 # Longer than the idle timeout of the routers in front (Heroku 90 s): they, not we, close idle

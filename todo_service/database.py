@@ -15,7 +15,7 @@ from flask import Flask, current_app, g
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import embedded
 from todo_service.settings import LOOPBACK, Settings
@@ -40,16 +40,18 @@ def statement(name: str) -> bytes:
     return (SQL / "queries" / f"{name}.sql").read_bytes()
 
 
-def fetch_one(query: bytes, parameters: Sequence[object]) -> DictRow | None:
+def fetch_one(
+    query: bytes, parameters: Sequence[object], *, repeatable: bool = False
+) -> DictRow | None:
     """Run one statement and return its first row, or None if there is none."""
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters).fetchone()
+    return database.run(query, parameters, repeatable=repeatable).fetchone()
 
 
 def fetch_all(query: bytes, parameters: Sequence[object]) -> list[DictRow]:
-    """Run one statement and return all its rows."""
+    """Run one statement that only reads and return all its rows."""
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters).fetchall()
+    return database.run(query, parameters, repeatable=True).fetchall()
 
 
 def check(query: bytes, parameters: Sequence[object]) -> None:
@@ -118,13 +120,29 @@ class Database:
         self.pool.close()
 
     def run(
-        self, query: bytes, parameters: Sequence[object], limit: float | None = None
+        self,
+        query: bytes,
+        parameters: Sequence[object],
+        *,
+        limit: float | None = None,
+        repeatable: bool = False,
     ) -> psycopg.Cursor[DictRow]:
         """Run one statement on a pooled connection and return the cursor with its whole result.
 
         `limit`, in seconds, is for the wait for a connection and again for the answer; without
-        one, the settings hold. Raises psycopg.OperationalError when it is passed.
+        one, the settings hold. Raises psycopg.OperationalError when it is passed. A statement that
+        is `repeatable` without harm runs a second time if the server went away under the first.
         """
+        try:
+            return self._run(query, parameters, limit)
+        except psycopg.OperationalError as error:
+            if not (repeatable and _went_away(error)):
+                raise
+        return self._run(query, parameters, limit)
+
+    def _run(
+        self, query: bytes, parameters: Sequence[object], limit: float | None
+    ) -> psycopg.Cursor[DictRow]:
         asked = time.perf_counter()
         if self.pool.closed:
             self.open()
@@ -165,7 +183,18 @@ class Connection(psycopg.Connection[DictRow]):
         except psycopg.errors._WaitTimeout:
             # Closed, so that no later step waits for the same silent server once more.
             self.close()
-            raise psycopg.OperationalError("no answer from the server in time") from None
+            raise NoAnswer("no answer from the server in time") from None
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server kept silent for longer than the limit."""
+
+
+def _went_away(error: psycopg.OperationalError) -> bool:
+    """Whether the connection was lost under a statement: SQLSTATE 57P01, 57P02, ... or none."""
+    if isinstance(error, PoolTimeout | NoAnswer):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith("57P")
 
 
 def complete_conninfo(url: str, settings: Settings) -> str:

