@@ -28,8 +28,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     CONSTRAINT tasks_pkey PRIMARY KEY (user_id, id),
     CONSTRAINT tasks_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE,
     CONSTRAINT tasks_title_length_check CHECK (char_length(title) BETWEEN 1 AND 255),
-    -- The list of white space is spelled out because '\s' means another set under every collation.
-    CONSTRAINT tasks_title_blank_check CHECK (btrim(title, U&'\0009\000A\000B\000C\000D\001C\001D\001E\001F\0020\0085\00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\2028\2029\202F\205F\3000') <> ''),
+    -- White space is spelled out, because '\s' is another set under every collation.
+    CONSTRAINT tasks_title_blank_check CHECK (title ~ '[^\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'),
     CONSTRAINT tasks_description_length_check CHECK (char_length(description) <= 5000),
     CONSTRAINT tasks_status_check CHECK (status IN ('incomplete', 'complete')),
     CONSTRAINT tasks_idempotency_key_length_check CHECK (char_length(idempotency_key) BETWEEN 1 AND 255),

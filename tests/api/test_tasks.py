@@ -149,6 +149,7 @@ def test_a_deleted_task_is_gone_and_cannot_be_deleted_again(alice: User) -> None
     answer = alice.delete(alice.path(task))
 
     assert (answer.status_code, answer.content) == (204, b"")
+    assert "Content-Type" not in answer.headers
     for method in ("GET", "DELETE"):
         again = alice.request(method, alice.path(task))
         assert (again.status_code, again.json()) == (404, {"error": "Task not found"})

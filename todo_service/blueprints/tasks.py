@@ -107,11 +107,13 @@ def reopen_task(user_id: str, task_id: str) -> Response:
 
 
 @tasks.delete("/<task_id>")
-def delete_task(user_id: str, task_id: str) -> tuple[str, int]:
+def delete_task(user_id: str, task_id: str) -> Response:
     number, versions = parse_task_id(task_id), _versions()
     if not store.delete_task(user_id, number, versions=versions):
         _refuse(user_id, number, versions)
-    return "", 204
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
 def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
