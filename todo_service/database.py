@@ -143,17 +143,20 @@ class Database:
     def _run(
         self, query: bytes, parameters: Sequence[object], limit: float | None
     ) -> psycopg.Cursor[DictRow]:
-        asked = time.perf_counter()
         if self.pool.closed:
             self.open()
-        with self.pool.connection(limit) as connection:
-            connection.limit = limit or self.settings.db_statement_timeout + 1
-            started = time.perf_counter()
-            g.pool_wait = g.get("pool_wait", 0.0) + started - asked
-            try:
+        asked = time.perf_counter()
+        started = None
+        try:
+            with self.pool.connection(limit) as connection:
+                started = time.perf_counter()
+                connection.limit = limit or self.settings.db_statement_timeout + 1
                 return connection.execute(query, parameters)
-            finally:
-                g.database_time = g.get("database_time", 0.0) + time.perf_counter() - started
+        finally:
+            ended = time.perf_counter()
+            started = started or ended  # without a connection, all of it was waiting for one
+            g.pool_wait = g.get("pool_wait", 0.0) + started - asked
+            g.database_time = g.get("database_time", 0.0) + ended - started
 
     def _check(self, connection: Connection) -> None:
         """Refuse an idle connection that the server has closed, without a round trip.
