@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from todo_service import embedded
+from todo_service import budget, embedded
 from todo_service.settings import LOOPBACK, Settings
 
 SQL = Path(__file__).parent.parent / "sql"
@@ -74,6 +74,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.budget_is_due = False
         self.pool: ConnectionPool[Connection] = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
@@ -88,6 +89,7 @@ class Database:
             open=False,
             timeout=settings.db_pool_timeout,
             check=self._check,
+            configure=self._configure,
             # A short life for each attempt, and a new one at once: the pool's own back-off would
             # leave a recovered database unused for as long as it had been away.
             reconnect_timeout=0.5,
@@ -111,8 +113,12 @@ class Database:
         """Do now what else the first connection does: start the embedded PostgreSQL, if used."""
         _ = self.conninfo
 
-    def open(self) -> None:
-        """Start connecting in the background; calling it again does no harm."""
+    def open(self, *, report_budget: bool = False) -> None:
+        """Start connecting in the background; calling it again does no harm.
+
+        With `report_budget`, the first connection logs how many there may be.
+        """
+        self.budget_is_due = report_budget
         self.pool.open()
 
     def close(self) -> None:
@@ -158,6 +164,12 @@ class Database:
             g.pool_wait = g.get("pool_wait", 0.0) + started - asked
             g.database_time = g.get("database_time", 0.0) + ended - started
 
+    def _configure(self, connection: Connection) -> None:
+        if self.budget_is_due:
+            self.budget_is_due = False
+            connection.limit = _CHECK_LIMIT
+            budget.report(connection, self.settings)
+
     def _check(self, connection: Connection) -> None:
         """Refuse an idle connection that the server has closed, without a round trip.
 
@@ -179,6 +191,9 @@ class Connection(psycopg.Connection[DictRow]):
     """
 
     limit: float | None = None
+
+    def commit(self) -> None:
+        """Nothing to do: in autocommit mode, every statement commits itself."""
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         try:
