@@ -10,10 +10,14 @@ import click
 import jwt
 from flask import Flask, current_app
 
-from todo_service import database
+from todo_service import database, store
+from todo_service.codec import encode
 from todo_service.settings import Settings
 
 _DAY = 24 * 60 * 60
+
+# Rows a statement of an export. The longest tasks of all make a page of a few megabytes.
+_PAGE = 500
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -32,6 +36,27 @@ def init_app(app: Flask, settings: Settings) -> None:
             raise click.ClickException("JWT_SECRET is not set: only the issuer can sign tokens")
         signed = sign_token(settings, user)
         click.echo(curl_line(settings, user, signed) if curl else signed)
+
+    @app.cli.command("export")
+    @click.argument("user")
+    def export(user: str) -> None:
+        """Write all tasks of USER to standard output, newest first, one JSON object a line."""
+        count = 0
+        for page in store.pages_of_tasks(user, size=_PAGE):
+            click.echo(b"\n".join(map(encode, page)))
+            count += len(page)
+        # Not on standard output, which holds tasks and nothing else.
+        click.echo(f"Exported tasks: {count}", err=True)
+
+    @app.cli.command("erase")
+    @click.argument("user")
+    @click.confirmation_option(prompt="Delete this user with all tasks, for good?")
+    def erase(user: str) -> None:
+        """Delete USER with all tasks. Asks first, unless given --yes."""
+        count = store.delete_user(user)
+        if count is None:
+            raise click.ClickException(f"there is no user {user!r}")
+        click.echo(f"Deleted user {user!r}. Deleted tasks: {count}")
 
 
 def sign_token(settings: Settings, user: str) -> str:

@@ -31,9 +31,10 @@ _MESSAGES = {
 # By class: connection exception, insufficient resources, operator intervention (restart, timeout),
 # system error, transaction rollback (deadlock, serialization).
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
-# By code: lock timeout; a standby or a database that was set read-only; and a database that does
-# not hold the schema yet (table, column or constraint for ON CONFLICT missing).
-_UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10"})
+# By code: lock timeout; a standby or a database that was set read-only; a database that does not
+# hold the schema yet (table, column or constraint for ON CONFLICT missing); and a create whose
+# owner was erased under it, which succeeds when it is repeated.
+_UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10", "23503"})
 
 
 def init_app(app: Flask) -> None:

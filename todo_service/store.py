@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,9 +18,14 @@ class Position(NamedTuple):
     created_at: datetime
     id: int
 
+    @classmethod
+    def of(cls, task: Task) -> Position:
+        return cls(task["created_at"], task["id"])
+
 
 _CREATE = statement("create_task")
 _DELETE = statement("delete_task")
+_DELETE_USER = statement("delete_user")
 _GET = statement("get_task")
 _LIST = statement("list_tasks")
 _LIST_BY_STATUS = statement("list_tasks_by_status")
@@ -37,8 +42,17 @@ def list_tasks(
     return fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit))
 
 
+def pages_of_tasks(
+    user_id: str, *, size: int, after: Position | None = None, status: str | None = None
+) -> Iterator[list[Task]]:
+    """All tasks of the user from `after` on, at most `size` at a time: a statement a page."""
+    while page := list_tasks(user_id, limit=size, after=after, status=status):
+        yield page
+        after = Position.of(page[-1])
+
+
 def get_task(user_id: str, task_id: int) -> Task | None:
-    return fetch_one(_GET, (user_id, task_id))
+    return fetch_one(_GET, (user_id, task_id), repeatable=True)
 
 
 def create_task(
@@ -54,7 +68,12 @@ def create_task(
 
     Returns the task and whether it was there already; None if the key came with another digest.
     """
-    row = fetch_one(_CREATE, (user_id, user_id, title, description, status, key, digest))
+    row = fetch_one(
+        _CREATE,
+        (user_id, user_id, title, description, status, key, digest),
+        # Without a key, a repetition could make a second task.
+        repeatable=key is not None,
+    )
     if row is None:
         return None
     replays = row.pop("idempotency_replays")
@@ -92,3 +111,9 @@ def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | No
 def check_schema() -> None:
     """Run a statement that finds nothing; it fails where the database or the schema is missing."""
     check(_GET, ("", 0))
+
+
+def delete_user(user_id: str) -> int | None:
+    """Delete a user with all tasks and say how many there were; None if there is no such user."""
+    row = fetch_one(_DELETE_USER, (user_id, user_id))
+    return None if row is None else row["tasks"]

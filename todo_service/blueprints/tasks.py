@@ -190,20 +190,20 @@ def _versions() -> list[datetime] | None:
 
 
 def _next_page(user_id: str, limit: int, last: Task, status: str | None) -> str:
-    cursor = Cursor.encode(Position(last["created_at"], last["id"]))
+    cursor = Cursor.encode(Position.of(last))
     query = {"limit": limit, "cursor": cursor} | ({"status": status} if status else {})
     return f"{url_for('.list_tasks', user_id=user_id)}?{urlencode(query)}"
 
 
-def _chunks(user_id: str, rows: list[Task], status: str | None) -> Iterator[bytes]:
+def _chunks(user_id: str, first: list[Task], status: str | None) -> Iterator[bytes]:
     """A JSON array, a page at a time, each by a statement of its own.
 
     A failure half-way raises; the server then cuts the connection before the closing bracket.
     """
-    opening = b"["
-    while rows:
-        yield opening + encode(rows)[1:-1]
-        opening = b","
-        last = Position(rows[-1]["created_at"], rows[-1]["id"])
-        rows = store.list_tasks(user_id, limit=_STREAM_PAGE, after=last, status=status)
+    yield b"[" + encode(first)[1:-1]
+    rest = store.pages_of_tasks(
+        user_id, size=_STREAM_PAGE, after=Position.of(first[-1]), status=status
+    )
+    for page in rest:
+        yield b"," + encode(page)[1:-1]
     yield b"]"
