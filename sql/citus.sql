@@ -1,0 +1,30 @@
+-- Spread a database that holds the schema over the nodes of a Citus cluster, by user:
+--
+--     psql "$DATABASE_URL" -f sql/citus.sql
+--
+-- On the coordinator, as a superuser, after init-db, when the worker nodes have been added. Safe to
+-- run twice, and after a run that was interrupted. docs/scaling.md says what has been tried of it.
+\set ON_ERROR_STOP on
+
+CREATE EXTENSION IF NOT EXISTS citus;
+
+-- A distributed table may only refer to a table that is distributed already: users come first.
+SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'users'::regclass) AS missing \gset
+\if :missing
+    SELECT create_distributed_table('users', 'id');
+\endif
+
+-- Co-located: a user's row and tasks are on the same node, so the foreign key stays local to it.
+SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'tasks'::regclass) AS missing \gset
+\if :missing
+    SELECT create_distributed_table('tasks', 'user_id', colocate_with => 'users');
+\endif
+
+-- The rows were copied to the shards; what is left on the coordinator is a hidden, ageing duplicate.
+-- Follows the foreign key to tasks.
+SELECT truncate_local_data_after_distributing_table('users');
+
+SELECT table_name, citus_table_type, distribution_column, colocation_id, shard_count
+FROM citus_tables
+WHERE table_name IN ('users'::regclass, 'tasks'::regclass)
+ORDER BY table_name::text;

