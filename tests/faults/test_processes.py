@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Server, User
+from tests.conftest import NO_TLS, Server, User
 from tests.faults.conftest import Cluster, Load
 
 Measure = Callable[..., None]
@@ -105,8 +105,8 @@ def test_clients_that_stall_do_not_slow_the_others(
         stalled.append(connection)
 
     slowest = 0.0
-    each_on_a_new_connection = httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(headers=alice.headers, limits=each_on_a_new_connection) as client:
+    limits = httpx.Limits(max_keepalive_connections=0)  # each on a connection of its own
+    with httpx.Client(headers=alice.headers, limits=limits, verify=NO_TLS) as client:
         for _ in range(60):
             started = time.monotonic()
             answer = client.get(f"{server.url}{alice.tasks}?limit=1")
