@@ -31,7 +31,7 @@ def test_every_variable_is_read() -> None:
             "DB_POOL_TIMEOUT": "2.5",
             "DB_STATEMENT_TIMEOUT": "0.5",
             "DB_POOLER": "transaction",
-            "CORS_ORIGINS": "https://app.example.com, http://localhost:3000",
+            "CORS_ORIGINS": "https://app.example.com, http://localhost:3000,http://[::1]:3000",
             "LOG_LEVEL": "debug",
         }
     )
@@ -48,7 +48,7 @@ def test_every_variable_is_read() -> None:
         db_pool_timeout=2.5,
         db_statement_timeout=0.5,
         db_pooler="transaction",
-        cors_origins=("https://app.example.com", "http://localhost:3000"),
+        cors_origins=("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"),
         log_level="DEBUG",
     )
 
@@ -86,6 +86,14 @@ BAD = [
     ("CORS_ORIGINS", "https://app.example.com:port"),
     ("CORS_ORIGINS", "https://"),
     ("CORS_ORIGINS", "null"),
+    ("CORS_ORIGINS", "https://App.example.com"),
+    ("CORS_ORIGINS", "https://app.example.com:443"),
+    ("CORS_ORIGINS", "http://localhost:80"),
+    ("CORS_ORIGINS", "https://app.example.com:"),
+    ("CORS_ORIGINS", "https://app.example.com:08443"),
+    ("CORS_ORIGINS", "https://ex\u00e4mple.com"),
+    ("CORS_ORIGINS", "https://a b.com"),
+    ("CORS_ORIGINS", "ftp://app.example.com"),
     ("LOG_LEVEL", "LOUD"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
@@ -13,6 +14,9 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:]+\]")
 
 
 class SettingsError(ValueError):
@@ -123,13 +127,22 @@ def _pooler(env: Mapping[str, str], database_url: str | None) -> str | None:
 def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
     origins = tuple(part.strip() for part in env.get("CORS_ORIGINS", "").split(",") if part.strip())
     for origin in origins:
+        # Only what a browser would send (https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin):
+        # another spelling of the same origin would never match, and nobody would be told.
         parts = _split_url("CORS_ORIGINS", origin)
-        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+        port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
+        host = parts.hostname or ""
+        if ":" in host:
+            host = f"[{host}]"
+        if (
+            parts.scheme not in _DEFAULT_PORTS
+            or not _HOST.fullmatch(host)
+            or origin != f"{parts.scheme}://{host}{port}"
+        ):
             raise SettingsError(
-                "CORS_ORIGINS must list exact origins such as https://app.example.com"
+                "CORS_ORIGINS must list exact origins as browsers send them,"
+                " such as https://app.example.com: no path, no wildcard, no default port"
             )
-        if not parts.hostname or "*" in origin or "@" in origin:
-            raise SettingsError("CORS_ORIGINS must name each host; no wildcard and no user")
     return origins
 
 
