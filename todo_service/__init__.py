@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Flask
 
-from todo_service import auth, commands, database, envelope, errors
+from todo_service import auth, commands, cors, database, envelope, errors
+from todo_service.blueprints.docs import docs
 from todo_service.blueprints.health import health
 from todo_service.blueprints.tasks import tasks
 from todo_service.routing import UserIdConverter
@@ -27,12 +28,14 @@ def create_app(
     app = Flask(__name__, static_folder=None)
     # One byte over the limit is read, because Werkzeug cuts a chunked body off without a word.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
+    app.config["VERSION"] = __version__
     app.url_map.converters["user_id"] = UserIdConverter
     # An empty segment can be part of a user id, and a redirect would lose a request's body.
     app.url_map.merge_slashes = False
     app.logger.setLevel(settings.log_level)
 
     envelope.init_app(app)
+    cors.init_app(app, settings)
     database.init_app(app, settings)
     auth.init_app(app, authenticate or auth.bearer(settings))
     errors.init_app(app)
@@ -40,4 +43,5 @@ def create_app(
 
     app.register_blueprint(tasks)
     app.register_blueprint(health)
+    app.register_blueprint(docs)
     return app

@@ -39,14 +39,17 @@ def finish(response: Response) -> Response:
     database = g.get("database_time", 0.0) * 1000
     pool_wait = g.get("pool_wait", 0.0) * 1000
     headers = response.headers
-    headers["X-Request-ID"] = g.request_id
-    headers["X-Content-Type-Options"] = "nosniff"
+    # add, not set, which looks for an earlier value: nobody else sends these.
+    headers.add("X-Request-ID", g.request_id)
+    headers.add("X-Content-Type-Options", "nosniff")
     # https://www.w3.org/TR/server-timing/
-    headers["Server-Timing"] = f"db;dur={database:.1f}, pool;dur={pool_wait:.1f}"
+    headers.add("Server-Timing", f"db;dur={database:.1f}, pool;dur={pool_wait:.1f}")
     if response.status_code >= 400:
         headers["Cache-Control"] = "no-store"
     elif request.path.startswith("/api/"):
-        headers["Cache-Control"] = "private, no-cache"
+        headers.add("Cache-Control", "private, no-cache")
+    else:
+        headers.setdefault("Cache-Control", "no-cache")
     if log.isEnabledFor(logging.INFO):
         log.info(
             "method=%s route=%s status=%d ms=%.1f db_ms=%.1f pool_ms=%.1f user=%s",

@@ -1,0 +1,214 @@
+"""openapi.yaml says what the code, the schemas and the database say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from flask import Flask
+from marshmallow import Schema, validate
+from openapi_spec_validator import validate as validate_document
+
+import todo_service
+from tests.contract.conftest import DOCUMENT
+from todo_service import auth, schemas
+from todo_service.schemas import NEW_TASK, TASK_CHANGES
+
+METHODS = {"get", "put", "post", "delete", "patch"}
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method in METHODS & item.keys():
+            yield method.upper(), path, item[method]
+
+
+def resolve(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The node itself, or what its $ref points at."""
+    while "$ref" in node:
+        target: Any = document
+        for name in node["$ref"].removeprefix("#/").split("/"):
+            target = target[name]
+        node = target
+    return node
+
+
+def check(connection: psycopg.Connection, name: str) -> str:
+    """The definition of a CHECK constraint, as PostgreSQL understood it."""
+    (definition,) = connection.execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s", (name,)
+    ).fetchone()
+    return definition
+
+
+def bounds(definition: str) -> list[int]:
+    return [int(number) for number in re.findall(r"[<>]= (\d+)", definition)]
+
+
+def longest(schema: Schema, field: str) -> list[int]:
+    validators = schema.fields[field].validators
+    return [v.max for v in validators if isinstance(v, validate.Length)]
+
+
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
+    validate_document(document)
+    assert document["openapi"].startswith("3.1.")
+
+
+def test_the_document_is_served_as_it_is(server: str) -> None:
+    answer = httpx.get(f"{server}/openapi.yaml")
+
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "application/yaml"
+    assert answer.content == DOCUMENT.read_bytes()
+
+
+def test_the_version_of_the_document_is_the_projects(document: dict[str, Any], server: str) -> None:
+    assert document["info"]["version"] == todo_service.__version__
+    assert httpx.get(f"{server}/").json() == {
+        "name": "todo-service",
+        "version": todo_service.__version__,
+        "docs": "/docs/",
+        "openapi": "/openapi.yaml",
+    }
+
+
+def test_every_route_is_documented_and_every_documented_operation_has_a_route(
+    app: Flask, document: dict[str, Any]
+) -> None:
+    routes = {
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        # The document says once that they work everywhere.
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+
+    assert {(method, path) for method, path, _ in operations(document)} == routes
+
+
+def test_every_parameter_of_a_path_is_documented(document: dict[str, Any]) -> None:
+    for _, path, operation in operations(document):
+        shared = document["paths"][path].get("parameters", [])
+        parameters = [resolve(document, p) for p in shared + operation.get("parameters", [])]
+        in_path = {p["name"] for p in parameters if p["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", path))
+
+
+def test_operations_under_api_need_a_token_and_document_its_errors(
+    document: dict[str, Any],
+) -> None:
+    assert document["security"] == [{"bearerAuth": []}]
+    for _, path, operation in operations(document):
+        if path.startswith("/api/"):
+            assert "security" not in operation
+            assert {"400", "401", "403", "500", "503"} <= operation["responses"].keys()
+        else:
+            assert operation["security"] == []
+
+
+def test_every_error_has_an_example_and_an_x_request_id(document: dict[str, Any]) -> None:
+    for _, _, operation in operations(document):
+        for status, answer in operation["responses"].items():
+            response = resolve(document, answer)
+            assert "X-Request-ID" in response["headers"]
+            if status < "400":
+                continue
+            body = response["content"]["application/json"]
+            assert body["schema"] == {"$ref": "#/components/schemas/Error"}
+            examples = [e["value"] for e in body.get("examples", {}).values()]
+            for example in examples or [body["example"]]:
+                assert list(example) == ["error"]
+
+
+@pytest.mark.parametrize("body", ["NewTask", "TaskChanges"])
+def test_text_limits_are_those_of_the_schemas_and_of_the_database(
+    document: dict[str, Any], connection: psycopg.Connection, body: str
+) -> None:
+    schema = {"NewTask": NEW_TASK, "TaskChanges": TASK_CHANGES}[body]
+    properties = document["components"]["schemas"][body]["properties"]
+    title = resolve(document, properties["title"])
+    description = resolve(document, properties["description"])
+
+    assert longest(schema, "title") == [title["maxLength"]]
+    assert bounds(check(connection, "tasks_title_length_check")) == [
+        title["minLength"],
+        title["maxLength"],
+    ]
+    assert longest(schema, "description") == [description["maxLength"]]
+    assert bounds(check(connection, "tasks_description_length_check")) == [description["maxLength"]]
+
+
+def test_statuses_are_those_of_the_schemas_and_of_the_database(
+    document: dict[str, Any], connection: psycopg.Connection
+) -> None:
+    documented = document["components"]["schemas"]["Status"]["enum"]
+
+    assert re.findall(r"'(\w+)'", check(connection, "tasks_status_check")) == documented
+    for schema in (NEW_TASK, TASK_CHANGES, schemas.LIST_QUERY):
+        (one_of,) = schema.fields["status"].validators
+        assert list(one_of.choices) == documented
+
+
+def test_other_limits_are_those_of_the_code_and_of_the_database(
+    document: dict[str, Any], connection: psycopg.Connection
+) -> None:
+    components = document["components"]
+    task_id, limit, user_id, key = (
+        resolve(document, node["schema"])
+        for node in (
+            components["parameters"][name]
+            for name in ("TaskId", "Limit", "UserId", "IdempotencyKey")
+        )
+    )
+
+    assert (task_id["minimum"], task_id["maximum"]) == (1, schemas.MAX_ID)
+    assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
+    assert user_id["maxLength"] == auth.USER_ID_BYTES
+    assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]
+    assert bounds(check(connection, "tasks_idempotency_key_length_check")) == [
+        key["minLength"],
+        key["maxLength"],
+    ]
+    assert (
+        f"{schemas.MAX_BODY // 1024} KiB"
+        in components["requestBodies"]["TaskChanges"]["description"]
+    )
+
+
+def test_bodies_have_the_fields_of_the_schemas(document: dict[str, Any]) -> None:
+    for body, schema in (("NewTask", NEW_TASK), ("TaskChanges", TASK_CHANGES)):
+        described = document["components"]["schemas"][body]
+        ignored = {
+            name
+            for name, value in described["properties"].items()
+            if value == {"$ref": "#/components/schemas/Ignored"}
+        }
+        assert described["additionalProperties"] is False
+        assert described["properties"].keys() - ignored == schema.fields.keys()
+        assert set(described.get("required", [])) == {
+            name for name, field in schema.fields.items() if field.required
+        }
+        task = document["components"]["schemas"]["Task"]["properties"]
+        assert ignored == task.keys() - schema.fields.keys()
+
+
+def test_what_a_blank_title_is_the_document_the_schemas_and_the_database_agree(
+    document: dict[str, Any], connection: psycopg.Connection
+) -> None:
+    # Every character that PostgreSQL text can hold, but for the planes without white space.
+    characters = [chr(n) for n in range(1, 0x10000) if not 0xD800 <= n <= 0xDFFF]
+    pattern = re.compile(document["components"]["schemas"]["Title"]["pattern"])
+    documented = {c for c in characters if not pattern.search(c)}
+    validated = {c for c in characters if NEW_TASK.validate({"title": c})}
+    expression = check(connection, "tasks_title_blank_check").removeprefix("CHECK ")
+    rows = connection.execute(
+        f"SELECT title FROM unnest(%s::text[]) AS title WHERE NOT {expression}", (characters,)
+    )
+
+    assert documented == validated == {title for (title,) in rows}
+    assert not pattern.search("a\0b")
+    assert len(documented) > 20

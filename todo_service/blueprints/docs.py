@@ -1,0 +1,67 @@
+"""The contract and how to find it: the index, openapi.yaml, and a page to try it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flask_swagger_ui  # type: ignore[import-untyped]
+from flask import Blueprint, Response, current_app, send_file, send_from_directory, url_for
+from werkzeug.exceptions import NotFound
+
+from todo_service.codec import respond
+
+_PACKAGE = Path(__file__).parent.parent
+_PAGE = _PACKAGE / "swagger"
+_DIST = Path(flask_swagger_ui.__file__).parent / "dist"
+
+# Only what the page loads. The package's own blueprint would serve a page with an inline script.
+_ASSETS = {
+    "favicon-32x32.png": _DIST,
+    "init.js": _PAGE,
+    "swagger-ui-bundle.js": _DIST,
+    "swagger-ui.css": _DIST,
+}
+
+# Swagger UI draws its icons from data: URLs.
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+_ASSET_LIFETIME = 3600  # seconds
+
+docs = Blueprint("docs", __name__)
+
+
+@docs.get("/")
+def show_index() -> Response:
+    return respond(
+        {
+            "name": "todo-service",
+            "version": current_app.config["VERSION"],
+            "docs": url_for(".show_page"),
+            "openapi": url_for(".show_document"),
+        }
+    )
+
+
+@docs.get("/openapi.yaml")
+def show_document() -> Response:
+    return send_file(_PACKAGE / "openapi.yaml", mimetype="application/yaml")  # RFC 9512
+
+
+# Without the slash too, rather than a redirect: Werkzeug's names a host and a scheme, and behind a
+# proxy that ends TLS the scheme would be wrong.
+@docs.get("/docs/", strict_slashes=False)
+def show_page() -> Response:
+    response = send_file(_PAGE / "index.html")
+    response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+    return response
+
+
+@docs.get("/docs/<path:path>")
+def show_asset(path: str) -> Response:
+    folder = _ASSETS.get(path)
+    if folder is None:
+        raise NotFound
+    return send_from_directory(folder, path, max_age=_ASSET_LIFETIME)

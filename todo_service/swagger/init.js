@@ -1,0 +1,8 @@
+// A file of its own, because the page's Content-Security-Policy allows no inline script.
+SwaggerUIBundle({
+  url: '/openapi.yaml',
+  dom_id: '#swagger-ui',
+  deepLinking: true,
+  // Otherwise the page shows a badge that it asks validator.swagger.io for.
+  validatorUrl: null,
+});
