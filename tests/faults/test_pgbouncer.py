@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import time
@@ -27,7 +28,8 @@ def pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         f"auth_type = any\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 4\n"
     )
-    command = ["pgbouncer", "-q", config]
+    program = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
+    command: list[str | Path] = [program, "-q", config]
     if cluster.server.system_user is not None:
         # It refuses to run as root, as PostgreSQL does, and must reach the cluster's socket.
         command += ["-u", cluster.server.system_user]
