@@ -1,0 +1,80 @@
+"""CPU time and memory of processes, from /proc (proc_pid_stat(5))."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+
+from todo_service.settings import LOOPBACK
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Process(NamedTuple):
+    name: str
+    parent: int
+    own: float  # seconds of CPU
+    ended: float  # the same, of its children that have ended
+    resident: int  # bytes
+
+
+def read(pid: int) -> Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # A name may hold blanks and brackets.
+    before, _, after = text.rpartition(")")
+    fields = after.split()
+    own, ended = (sum(map(int, fields[first : first + 2])) * _TICK for first in (11, 13))
+    return Process(before.partition("(")[2], int(fields[1]), own, ended, int(fields[21]) * _PAGE)
+
+
+def tree(root: int) -> dict[int, Process]:
+    """The process and all its descendants."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    everyone = {pid: process for pid in pids if (process := read(pid)) is not None}
+    found: dict[int, Process] = {}
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        if pid in everyone:
+            found[pid] = everyone[pid]
+            pending += (child for child, process in everyone.items() if process.parent == pid)
+    return found
+
+
+def cpu_seconds(root: int | None) -> float | None:
+    """CPU time of the tree so far; None if there is no tree to look at.
+
+    It only grows: what a process has used goes to its parent when it ends, a back-end's to the
+    postmaster. When that happens during a look, it is seen twice or not at all; hence another look.
+    """
+    if root is None:
+        return None
+    last: dict[int, float] = {}
+    while True:
+        now = tree(root)
+        ended = {pid: process.ended for pid, process in now.items()}
+        if ended == last:
+            return sum(process.own + process.ended for process in now.values())
+        last = ended
+
+
+def workers(root: int) -> dict[int, int]:
+    """Resident bytes of each child of the process."""
+    return {pid: one.resident for pid, one in tree(root).items() if one.parent == root}
+
+
+def postmaster(url: str) -> int | None:
+    """The id of PostgreSQL's first process, or None if it is not visible from here."""
+    with psycopg.connect(url) as connection:
+        host = connection.info.host
+        backend = read(connection.info.backend_pid)
+    if backend is None or not (host.startswith("/") or host in LOOPBACK):
+        return None
+    return backend.parent if backend.name == "postgres" else None
