@@ -169,9 +169,10 @@ def _answer(task: Task) -> Response:
 
 def _unless_known(response: Response) -> Response:
     """304 if the client already has this version (RFC 9110 section 13.1.2)."""
-    etag, _ = response.get_etag()
-    if etag is not None and request.if_none_match.contains_weak(etag):
-        response.status_code = 304
+    if "If-None-Match" in request.headers:
+        etag, _ = response.get_etag()
+        if etag is not None and request.if_none_match.contains_weak(etag):
+            response.status_code = 304
     return response
 
 
