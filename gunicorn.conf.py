@@ -27,8 +27,11 @@ class OneLinePerRequest(Logger):
     """The service logs each request itself; this silences gunicorn's access log for good.
 
     Leaving `accesslog` unset would not: platforms turn it on through GUNICORN_CMD_ARGS, which
-    outranks this file.
+    outranks this file. Its other lines look like the service's.
     """
+
+    error_fmt = "time=%(asctime)s level=%(levelname)s logger=%(name)s pid=%(process)d %(message)s"
+    datefmt = "%Y-%m-%dT%H:%M:%S%z"
 
     def access(self, *args, **kwargs):
         pass
@@ -49,10 +52,13 @@ preload_app = True
 keepalive = 95
 # Below the 30 s that platforms leave between SIGTERM and SIGKILL.
 graceful_timeout = 20
-# A user id of 1,024 bytes, percent-encoded, and a cursor fit; a token of 8 KB fits its header.
+# A user id of 1,024 bytes, percent-encoded, fits with a cursor; so does a token of nearly 8 KB.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
+# Nothing here asks for the scheme or for a prefix of the path, so no peer is trusted to state them.
+forwarder_headers = ""
+secure_scheme_headers = {}
 # No second way in.
 control_socket_disable = True
 

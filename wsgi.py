@@ -11,12 +11,8 @@ from todo_service.settings import SettingsError
 
 load_dotenv()
 
-# What no line of ours shows is not collected for each of them: caller, thread and process.
-# https://docs.python.org/3/howto/logging.html#optimization
-logging._srcfile = None
-logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-
-# One handler for everything: a line starts with time and level and ends with its request.
+# One handler for the service and its libraries: a line starts with time and level and ends with its
+# request. gunicorn has a handler of its own.
 handler = logging.StreamHandler()
 handler.addFilter(RequestIdFilter())
 logging.basicConfig(

@@ -150,6 +150,8 @@ UNAVAILABLE = [
     errors.UndefinedColumn("x"),
     errors.ConnectionFailure("x"),
     errors.IoError("x"),
+    errors.ForeignKeyViolation("x"),
+    errors.InvalidColumnReference("x"),
 ]
 
 

@@ -42,13 +42,12 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "run.log"
         self.port = free_port()
-        environ = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "JWT_SECRET")}
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 # The shared environment is not to be made again, whatever its age.
                 ["make", "--old-file=.venv/installed", "run"],
                 cwd=folder,
-                env=environ | {"PORT": str(self.port)},
+                env={"PATH": os.environ["PATH"], "PORT": str(self.port)},
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,

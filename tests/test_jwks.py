@@ -174,7 +174,8 @@ def test_a_public_key_used_as_a_shared_secret_is_refused(
     pem = public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    payload = json.dumps({"sub": "alice", "exp": int(time.time()) + 900}).encode()
+    claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
+    payload = json.dumps(claims).encode()
     header = {"alg": "HS256", "kid": "rsa", "typ": "JWT"}
     # By hand: PyJWT itself refuses to sign with a PEM key.
     parts = [json.dumps(header).encode(), payload]
@@ -209,12 +210,14 @@ def test_the_key_id_of_another_key_is_refused(issuer: Issuer, client: FlaskClien
 def test_a_token_without_a_usable_key_id_is_refused(
     issuer: Issuer, client: FlaskClient, headers: dict[str, Any]
 ) -> None:
-    claims = {"sub": "alice", "exp": int(time.time()) + 900}
+    claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
     headers = {k: v for k, v in headers.items() if v is not None}
 
-    token = jwt.encode(claims, issuer.keys["first"][1], "EdDSA", headers=headers)
+    def sign(headers: dict[str, Any]) -> str:
+        return jwt.encode(claims, issuer.keys["first"][1], "EdDSA", headers=headers)
 
-    assert ask(client, token).status_code == 401
+    assert ask(client, sign(headers)).status_code == 401
+    assert ask(client, sign({"kid": "first"})).status_code == 200
 
 
 def test_keys_that_a_token_points_at_are_never_fetched(issuer: Issuer, client: FlaskClient) -> None:

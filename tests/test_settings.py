@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import ENVIRON, ROOT, SECRET
 from todo_service import create_app
-from todo_service.database import complete_conninfo
+from todo_service.connection import complete_conninfo
 from todo_service.settings import Settings, SettingsError
 
 MINIMAL = {"DATABASE_URL": "postgres://u:p4ssw0rd@db.example.com/todo", "JWT_SECRET": SECRET}
@@ -95,6 +95,7 @@ BAD = [
     ("CORS_ORIGINS", "https://a b.com"),
     ("CORS_ORIGINS", "ftp://app.example.com"),
     ("LOG_LEVEL", "LOUD"),
+    ("LOG_LEVEL", "NOTSET"),
 ]
 
 
@@ -191,6 +192,8 @@ def test_a_pooler_gets_no_start_up_options() -> None:
         ("postgres://127.0.0.1/todo", None),
         ("postgres:///todo?host=/run/postgresql", None),
         ("postgres:///todo", None),
+        ("postgres:///todo?hostaddr=10.0.0.5", "require"),
+        ("postgres://localhost/todo?hostaddr=10.0.0.5", "require"),
     ],
 )
 def test_a_database_elsewhere_is_reached_over_tls(url: str, sslmode: str | None) -> None:

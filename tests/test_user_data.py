@@ -16,7 +16,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskCliRunner
 
-from tests.conftest import ROOT, SECRET, sign
+from tests.conftest import ENVIRON, ROOT, SECRET, sign
 from todo_service import store
 
 Fill = Callable[..., str]
@@ -99,7 +99,7 @@ def test_the_memory_of_an_export_does_not_grow_with_the_tasks(
             process = subprocess.Popen(
                 [sys.executable, "-m", "flask", "--app", "wsgi", "export", user],
                 cwd=ROOT,
-                env={**os.environ, "DATABASE_URL": database_url, "JWT_SECRET": SECRET},
+                env={**ENVIRON, "DATABASE_URL": database_url, "JWT_SECRET": SECRET},
                 stdout=output,
                 stderr=subprocess.DEVNULL,
             )

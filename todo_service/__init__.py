@@ -8,7 +8,7 @@ from todo_service import auth, commands, cors, database, envelope, errors
 from todo_service.blueprints.docs import docs
 from todo_service.blueprints.health import health
 from todo_service.blueprints.tasks import tasks
-from todo_service.routing import UserIdConverter
+from todo_service.routing import TaskIdConverter, UserIdConverter
 from todo_service.schemas import MAX_BODY
 from todo_service.settings import Settings
 
@@ -30,6 +30,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
     app.config["VERSION"] = __version__
     app.url_map.converters["user_id"] = UserIdConverter
+    app.url_map.converters["task_id"] = TaskIdConverter
     # An empty segment can be part of a user id, and a redirect would lose a request's body.
     app.url_map.merge_slashes = False
     app.logger.setLevel(settings.log_level)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
 
 import jwt
 from flask import Flask, Request, g, request
-from werkzeug.exceptions import Forbidden, HTTPException
+from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed
 
-from todo_service.jwks import Jwks
+from todo_service.jwks import ALGORITHMS, Jwks
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings, SettingsError
 
@@ -44,7 +44,7 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
     """Guard every path under /api/, whether or not a route answers there.
 
     A hook on the app rather than on a blueprint: a route that is added under /api/ is guarded
-    wherever it is defined, and a stranger cannot tell which paths exist.
+    wherever it is defined.
     """
 
     @app.before_request
@@ -58,9 +58,18 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
         if not is_storable(user_id):
             raise invalid_token()
         g.user_id = user_id
-        owner = (request.view_args or {}).get("user_id", user_id)
-        if owner != user_id:
+        arguments: Mapping[str, Any] | None = request.view_args
+        if isinstance(request.routing_exception, MethodNotAllowed):
+            arguments = _arguments_of_another_method(app, request.routing_exception)
+        if (arguments or {}).get("user_id", user_id) != user_id:
             raise Forbidden
+
+
+def _arguments_of_another_method(app: Flask, error: MethodNotAllowed) -> Mapping[str, Any]:
+    """The parts of a path that has routes, but none for the request's method."""
+    adapter = app.create_url_adapter(request)
+    assert adapter is not None and error.valid_methods
+    return adapter.match(method=next(iter(error.valid_methods)))[1]
 
 
 def bearer(settings: Settings) -> Authenticator:
@@ -81,7 +90,7 @@ def bearer(settings: Settings) -> Authenticator:
 
     def authenticate(request: Request) -> str:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not (token := token.strip()):
+        if scheme.lower() != "bearer" or not (token := token.strip(" ")):
             raise Unauthorized()
         user_id = verified.get(token)
         if user_id is not None:
@@ -90,7 +99,10 @@ def bearer(settings: Settings) -> Authenticator:
             key: Any = settings.jwt_secret
             algorithms = ["HS256"]
             if keys is not None:
-                key = keys.find(jwt.get_unverified_header(token).get("kid"))
+                header = jwt.get_unverified_header(token)
+                if header.get("alg") not in ALGORITHMS:
+                    raise invalid_token()
+                key = keys.find(header.get("kid"))
                 algorithms = [key.algorithm_name]
             claims = jwt.decode(
                 token,
@@ -134,12 +146,14 @@ class VerifiedTokens:
         return entry[0]
 
     def add(self, token: str, user_id: str, expires_at: float) -> None:
+        digest = _digest(token)
         with self._lock:
+            self._entries.pop(digest, None)
             if len(self._entries) >= self.SIZE:
                 # The oldest: a dict keeps the order of insertion.
                 del self._entries[next(iter(self._entries))]
             good_until = min(expires_at, time.time() + self.LIFETIME)
-            self._entries[_digest(token)] = (user_id, good_until)
+            self._entries[digest] = (user_id, good_until)
 
 
 def _digest(token: str) -> bytes:

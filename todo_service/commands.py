@@ -16,7 +16,7 @@ from todo_service.settings import Settings
 
 _DAY = 24 * 60 * 60
 
-# Rows a statement of an export. The longest tasks of all make a page of a few megabytes.
+# Rows a statement of an export. A page of the longest tasks is ten megabytes.
 _PAGE = 500
 
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from select import POLLIN
-from typing import Any, TypeVar
 
 import psycopg
 from flask import Flask, current_app, g
 from gevent.monkey import get_original
-from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
 from todo_service import budget, embedded
-from todo_service.settings import LOOPBACK, Settings
+from todo_service.connection import Connection, complete_conninfo, went_away
+from todo_service.settings import Settings
 
 SQL = Path(__file__).parent.parent / "sql"
 
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
 
-# The system's own: it never waits here, and gevent's cooperative one costs ten times as much.
+# The system's own: it never waits here, and gevent's goes through the hub even so.
 _poll = get_original("select", "poll")
 
 # Twice this, for a connection and for an answer, is what /ready may take.
 _CHECK_LIMIT = 2.5
-
-# libpq sends it as the start-up parameter TimeZone, which every pooler understands: times come back
-# in UTC whatever the server is set to. A SET per connection would leak through PgBouncer.
-os.environ["PGTZ"] = "UTC"
-
-_T = TypeVar("_T")
 
 
 def statement(name: str) -> bytes:
@@ -146,7 +137,7 @@ class Database:
         try:
             return self._run(query, parameters, limit)
         except psycopg.OperationalError as error:
-            if not (repeatable and _went_away(error)):
+            if not (repeatable and went_away(error)):
                 raise
         return self._run(query, parameters, limit)
 
@@ -187,64 +178,14 @@ class Database:
             raise psycopg.OperationalError("the server closed the idle connection")
 
 
-class Connection(psycopg.Connection[DictRow]):
-    """A connection on which no wait is endless.
-
-    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
-    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
-    """
-
-    limit: float | None = None
-
-    def commit(self) -> None:
-        """Nothing to do: in autocommit mode, every statement commits itself."""
-
-    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        try:
-            return super().wait(gen, interval, self.limit if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            # Closed, so that no later step waits for the same silent server once more.
-            self.close()
-            raise NoAnswer("no answer from the server in time") from None
-
-
-class NoAnswer(psycopg.OperationalError):
-    """The server kept silent for longer than the limit."""
-
-
-def _went_away(error: psycopg.OperationalError) -> bool:
-    """Whether the connection was lost under a statement: SQLSTATE 57P01, 57P02, ... or none."""
-    if isinstance(error, PoolTimeout | NoAnswer):
-        return False
-    return error.sqlstate is None or error.sqlstate.startswith("57P")
-
-
-def complete_conninfo(url: str, settings: Settings) -> str:
-    """Add to DATABASE_URL what it leaves open; whatever it states itself stands.
-
-    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-    """
-    stated = conninfo_to_dict(url)
-    defaults: dict[str, Any] = {
-        "application_name": "todo-service",
-        "connect_timeout": 3,
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-    }
-    host = str(stated.get("host") or "")
-    if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:
-        defaults["sslmode"] = "require"
-    parameters = defaults | stated
-    if settings.db_pooler is None:
-        # PgBouncer refuses the start-up parameter "options"; there, only Connection's limit holds.
-        timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"
-        parameters["options"] = f"{stated.get('options') or ''} {timeout}".strip()
-    return make_conninfo("", **parameters)
-
-
 def apply_schema(conninfo: str) -> None:
-    """Run sql/schema.sql in one transaction; whoever comes meanwhile waits for the lock."""
+    """Run sql/schema.sql in one transaction; whoever comes meanwhile waits for the lock.
+
+    A statement may take its time (an index on a large table). A lock that a request holds may not:
+    waiting for it holds up all requests that come after.
+    """
     with psycopg.connect(conninfo) as connection:
+        connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+        connection.execute("SET LOCAL lock_timeout = '10s'")
         connection.execute((SQL / "schema.sql").read_bytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
 from socket import socket
 
 import psycopg
@@ -11,7 +13,7 @@ from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
 from todo_service.codec import encode, respond
-from todo_service.envelope import new_request_id
+from todo_service.envelope import new_request_id, quote
 from todo_service.schemas import describe
 
 # Where Werkzeug's own sentence would be too chatty, or names things that are not ours.
@@ -43,6 +45,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(ValidationError, answer_validation)
     app.register_error_handler(ParseException, answer_malformed)
     app.register_error_handler(psycopg.Error, answer_database)
+    app.register_error_handler(Exception, answer_bug)
 
 
 def answer_http(error: HTTPException) -> Response:
@@ -74,13 +77,32 @@ def answer_database(error: psycopg.Error) -> Response:
             type(error).__name__,
         )
         return answer_http(ServiceUnavailable(retry_after=1))
-    current_app.logger.error("event=database_error sqlstate=%s", error.sqlstate, exc_info=error)
+    # Not the whole error: its DETAIL quotes the row, and with it what the user wrote.
+    current_app.logger.error(
+        "event=database_error sqlstate=%s message=%s\n%s",
+        error.sqlstate,
+        quote(error.diag.message_primary or "-"),
+        "".join(traceback.format_tb(error.__traceback__)),
+    )
     return answer_http(InternalServerError())
+
+
+def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass a streamed body on. A failure has no answer left to go into, but it has a request id."""
+    try:
+        yield from chunks
+    except psycopg.Error as error:
+        current_app.logger.warning(
+            "event=list_cut_short sqlstate=%s reason=%s",
+            error.sqlstate or "-",
+            type(error).__name__,
+        )
+        raise
 
 
 def write_bare_error(client: socket, status: int, reason: str, _detail: str) -> None:
     """Answer a request that was too malformed to reach the application, and close."""
-    body = encode({"error": reason})
+    body = encode({"error": _MESSAGES.get(status, reason)})
     head = (
         f"HTTP/1.1 {status} {reason}",
         "Connection: close",
@@ -91,6 +113,12 @@ def write_bare_error(client: socket, status: int, reason: str, _detail: str) -> 
         f"X-Request-ID: {new_request_id()}",
     )
     client.sendall("\r\n".join((*head, "", "")).encode() + body)
+
+
+def answer_bug(error: Exception) -> Response:
+    """Logged here rather than by Flask, whose line quotes the path as the client sent it."""
+    current_app.logger.error("event=bug", exc_info=error)
+    return answer_http(InternalServerError())
 
 
 def _is_unavailable(error: psycopg.Error) -> bool:

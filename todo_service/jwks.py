@@ -12,7 +12,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
-_ALGORITHMS = frozenset({"EdDSA", "ES256", "RS256"})
+ALGORITHMS = frozenset({"EdDSA", "ES256", "RS256"})
 
 
 class Jwks:
@@ -81,7 +81,7 @@ class Jwks:
         keys = {
             key.key_id: key
             for key in self._client.get_signing_keys()
-            if key.key_id is not None and key.algorithm_name in _ALGORITHMS
+            if key.key_id is not None and key.algorithm_name in ALGORITHMS
         }
         self._keys = keys
         self._stale_at = time.monotonic() + self.LIFETIME

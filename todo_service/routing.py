@@ -1,4 +1,4 @@
-"""How a user id stands in a path."""
+"""How a user id and a task id stand in a path."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ class UserIdConverter(BaseConverter):
 
     def to_url(self, value: str) -> str:
         return quote(value, safe="")
+
+
+class TaskIdConverter(BaseConverter):
+    """One segment, checked by the schema later, so that a bad id is a 400.
+
+    Never the word that ends a list's path: with a user id such as `team/tasks`, that would be
+    taken for a task of `team`.
+    """
+
+    regex = r"(?!tasks\Z)[^/]+"

@@ -166,9 +166,10 @@ class Limit(fields.Field[int]):
     default_error_messages = {"invalid": f"Limit must be an integer from 1 to {MAX_LIMIT}"}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
-        if not re.fullmatch("0*[1-9][0-9]{0,3}", value) or int(value) > MAX_LIMIT:
+        digits = value.lstrip("0")  # int() itself counts zeros, and refuses 4,300 of them
+        if not re.fullmatch("[1-9][0-9]{0,3}", digits) or int(digits) > MAX_LIMIT:
             raise self.make_error("invalid")
-        return int(value)
+        return int(digits)
 
 
 class ListQuery(Schema):
@@ -187,7 +188,8 @@ LIST_QUERY = ListQuery()
 
 def parse_task_id(text: str) -> int:
     """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
-    if re.fullmatch("0*[1-9][0-9]{0,18}", text) and (task_id := int(text)) <= MAX_ID:
+    digits = text.lstrip("0")
+    if re.fullmatch("[1-9][0-9]{0,18}", digits) and (task_id := int(digits)) <= MAX_ID:
         return task_id
     raise ValidationError("Invalid task ID")
 

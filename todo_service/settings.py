@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -157,7 +156,7 @@ def _split_url(name: str, url: str) -> SplitResult:
 
 def _log_level(env: Mapping[str, str], default: str) -> str:
     level = env.get("LOG_LEVEL", default).upper()
-    if level not in logging.getLevelNamesMapping():
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
         raise SettingsError("LOG_LEVEL must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
     return level
 

@@ -9,6 +9,7 @@ from typing import Any
 import gevent
 from gevent import Timeout
 from gevent.server import StreamServer
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 
@@ -17,6 +18,8 @@ class Worker(GeventWorker):
 
     # Seconds that a client may take to send the next piece of a body, or to read one.
     STALL = 15.0
+    # Bytes of an unread body that are worth keeping a connection for.
+    UNREAD = 16 * 1024 * 1024
     # Seconds after SIGTERM in which a client on a kept-alive connection may still send a request,
     # which is answered with "Connection: close".
     LINGER = 2.0
@@ -36,14 +39,29 @@ class Worker(GeventWorker):
         return RequestWait(self.cfg.keepalive, self.waiting)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        # No protocol to upgrade to, and Werkzeug would route the request as a WebSocket's.
+        req.headers = [header for header in req.headers if header[0] != "UPGRADE"]
         sock.settimeout(self.STALL)
         try:
-            return super().handle_request(listener_name, req, sock, addr)
-        except TimeoutError:
+            result = super().handle_request(listener_name, req, PatientSocket(sock), addr)
+            self.discard_body(req)
+        except (TimeoutError, ParseException):
             # The base class takes this for "close the connection" and logs no traceback.
             raise StopIteration from None
         finally:
             sock.settimeout(None)
+        return result
+
+    def discard_body(self, req: Any) -> None:
+        """Read what the application left unread, so that the next request starts where it should.
+
+        The base class would, but without a limit, and would answer a fault in it a second time.
+        """
+        unread = 0
+        while data := req.body.read(65536):
+            unread += len(data)
+            if unread > self.UNREAD:
+                raise StopIteration
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         super().handle_exit(sig, frame)
@@ -52,7 +70,26 @@ class Worker(GeventWorker):
     def close_waiting(self) -> None:
         """Close connections without a request; otherwise they use up the whole grace time."""
         for wait in list(self.waiting):
-            wait.greenlet.kill(wait, block=False)
+            gevent.get_hub().loop.run_callback(wait.give_up)
+
+
+class PatientSocket:
+    """A socket on which the time limit is for each piece of an answer, not for the whole.
+
+    gevent's own sendall would cut off a slow client that reads all the time.
+    """
+
+    PIECE = 64 * 1024
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        for start in range(0, len(data), self.PIECE):
+            self.sock.sendall(data[start : start + self.PIECE])
 
 
 class RequestWait(Timeout):
@@ -67,6 +104,11 @@ class RequestWait(Timeout):
         self.waiting.add(self)
         super().__enter__()
         return self
+
+    def give_up(self) -> None:
+        """Raise it, unless a request has come since. In the hub, where nothing comes between."""
+        if self in self.waiting:
+            self.greenlet.throw(self)
 
     def __exit__(self, *exc_info: Any) -> Any:
         self.waiting.discard(self)

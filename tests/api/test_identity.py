@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 import time
 
@@ -19,6 +20,13 @@ def raw(header: object, payload: object, signature: bytes = b"") -> str:
     """A token of any shape, signed by nobody."""
     parts = [json.dumps(header).encode(), json.dumps(payload).encode(), signature]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def hs512(payload: object) -> str:
+    """Signed with the right secret by another algorithm; PyJWT warns that the key is short."""
+    message = raw({"alg": "HS512"}, payload).rstrip(".")
+    signature = hmac.digest(SECRET.encode(), message.encode(), "sha512")
+    return f"{message}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
 
 def ask(alice: User, authorization: str | bytes | None) -> httpx.Response:
@@ -44,7 +52,9 @@ PRIVATE = {
     "expired": lambda u: sign(u, exp=int(time.time()) - 31),
     "no exp": lambda u: sign(u, exp=None),
     "exp is text": lambda u: sign(u, exp="tomorrow"),
-    "exp is huge": lambda u: raw({"alg": "HS256"}, {"sub": u, "exp": 1e400}),
+    "exp is huge": lambda u: jwt.api_jws.encode(
+        b'{"sub": "%s", "exp": 1e999}' % u.encode(), SECRET, "HS256"
+    ),
     "not yet valid": lambda u: sign(u, nbf=int(time.time()) + 60),
     "no subject": lambda _: sign(None),
     "empty subject": lambda _: sign(""),
@@ -52,7 +62,7 @@ PRIVATE = {
     "subject too long": lambda _: sign("x" * 1025),
     "alg none": lambda u: jwt.encode({"sub": u, "exp": NOW + 900}, None, "none"),
     "alg NONE": lambda u: raw({"alg": "NONE"}, {"sub": u, "exp": NOW + 900}),
-    "alg HS512": lambda u: jwt.encode({"sub": u, "exp": NOW + 900}, SECRET * 2, "HS512"),
+    "alg HS512": lambda u: hs512({"sub": u, "exp": NOW + 900}),
     "alg is a list": lambda u: raw({"alg": ["HS256"]}, {"sub": u, "exp": NOW + 900}, b"x"),
     "no alg": lambda u: raw({}, {"sub": u, "exp": NOW + 900}, b"x"),
     "signature cut": lambda u: sign(u)[:-2],
@@ -119,7 +129,7 @@ def test_bytes_that_are_no_text_are_refused(alice: User) -> None:
 def test_a_header_over_eight_kilobytes_is_refused(alice: User) -> None:
     answer = ask(alice, "Bearer " + "x" * 9000)
 
-    assert 400 <= answer.status_code < 500
+    assert answer.status_code == 431
     assert list(answer.json()) == ["error"]
 
 

@@ -22,11 +22,11 @@ def routes(app: Flask) -> list[tuple[str, str]]:
 
 
 def fill(rule: str, user_id: str, task_id: object) -> str:
-    return rule.replace("<user_id:user_id>", user_id).replace("<task_id>", str(task_id))
+    return rule.replace("<user_id:user_id>", user_id).replace("<task_id:task_id>", str(task_id))
 
 
 def task_routes(app: Flask) -> list[tuple[str, str]]:
-    return [(method, rule) for method, rule in routes(app) if "<task_id>" in rule]
+    return [(method, rule) for method, rule in routes(app) if "<task_id:" in rule]
 
 
 def test_every_route_needs_a_token_but_for_the_public_ones(app: Flask, server: str) -> None:
@@ -70,7 +70,7 @@ def test_a_task_of_somebody_else_answers_like_a_missing_one_byte_for_byte(
 
     for method, rule in task_routes(app):
         headers = {"X-Request-ID": "same"}
-        body = BODIES.get(method) if rule.endswith("<task_id>") else None
+        body = BODIES.get(method) if rule.endswith("<task_id:task_id>") else None
         strange, absent = (
             bob.request(method, fill(rule, bob.id, task_id), json=body, headers=headers)
             for task_id in (task["id"], missing)
@@ -88,7 +88,7 @@ def test_a_task_of_somebody_else_answers_like_a_missing_one_byte_for_byte(
 def test_the_owner_succeeds_on_every_route(app: Flask, alice: User) -> None:
     for method, rule in task_routes(app):
         task = alice.create()
-        body = BODIES.get(method) if rule.endswith("<task_id>") else None
+        body = BODIES.get(method) if rule.endswith("<task_id:task_id>") else None
         answer = alice.request(method, fill(rule, alice.id, task["id"]), json=body)
         assert answer.status_code == (204 if method == "DELETE" else 200), (method, rule)
 

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from marshmallow import Schema, validate
 from openapi_spec_validator import validate as validate_document
+from psycopg import sql
 
 import todo_service
 from tests.contract.conftest import DOCUMENT
@@ -205,9 +206,8 @@ def test_what_a_blank_title_is_the_document_the_schemas_and_the_database_agree(
     documented = {c for c in characters if not pattern.search(c)}
     validated = {c for c in characters if NEW_TASK.validate({"title": c})}
     expression = check(connection, "tasks_title_blank_check").removeprefix("CHECK ")
-    rows = connection.execute(
-        f"SELECT title FROM unnest(%s::text[]) AS title WHERE NOT {expression}", (characters,)
-    )
+    query = sql.SQL("SELECT title FROM unnest(%s::text[]) AS title WHERE NOT {}")
+    rows = connection.execute(query.format(sql.SQL(expression)), (characters,))
 
     assert documented == validated == {title for (title,) in rows}
     assert not pattern.search("a\0b")

@@ -9,6 +9,7 @@ from flask import Blueprint, Response, current_app, send_file, send_from_directo
 from werkzeug.exceptions import NotFound
 
 from todo_service.codec import respond
+from todo_service.incoming import unless_known
 
 _PACKAGE = Path(__file__).parent.parent
 _PAGE = _PACKAGE / "swagger"
@@ -47,14 +48,17 @@ def show_index() -> Response:
 
 @docs.get("/openapi.yaml")
 def show_document() -> Response:
-    return send_file(_PACKAGE / "openapi.yaml", mimetype="application/yaml")  # RFC 9512
+    # RFC 9512 names the type. Here and below not "conditional", which would evaluate dates and
+    # ranges too, and answer them with errors that are not ours.
+    path = _PACKAGE / "openapi.yaml"
+    return unless_known(send_file(path, mimetype="application/yaml", conditional=False))
 
 
 # Without the slash too, rather than a redirect: Werkzeug's names a host and a scheme, and behind a
 # proxy that ends TLS the scheme would be wrong.
 @docs.get("/docs/", strict_slashes=False)
 def show_page() -> Response:
-    response = send_file(_PAGE / "index.html")
+    response = unless_known(send_file(_PAGE / "index.html", conditional=False))
     response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
     return response
 
@@ -64,4 +68,6 @@ def show_asset(path: str) -> Response:
     folder = _ASSETS.get(path)
     if folder is None:
         raise NotFound
-    return send_from_directory(folder, path, max_age=_ASSET_LIFETIME)
+    return unless_known(
+        send_from_directory(folder, path, max_age=_ASSET_LIFETIME, conditional=False)
+    )

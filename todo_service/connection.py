@@ -1,0 +1,76 @@
+"""One connection to PostgreSQL: how it is made, and how long it waits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow
+from psycopg_pool import PoolTimeout
+
+from todo_service.settings import LOOPBACK, Settings
+
+# libpq sends it as the start-up parameter TimeZone, which every pooler understands: times come back
+# in UTC whatever the server is set to. A SET per connection would leak through PgBouncer.
+os.environ["PGTZ"] = "UTC"
+
+_T = TypeVar("_T")
+
+
+class Connection(psycopg.Connection[DictRow]):
+    """A connection on which no wait is endless.
+
+    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
+    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
+    """
+
+    limit: float | None = None
+
+    def commit(self) -> None:
+        """Nothing to do: in autocommit mode, every statement commits itself."""
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        try:
+            return super().wait(gen, interval, self.limit if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            # Closed, so that no later step waits for the same silent server once more.
+            self.close()
+            raise NoAnswer("no answer from the server in time") from None
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server kept silent for longer than the limit."""
+
+
+def went_away(error: psycopg.OperationalError) -> bool:
+    """Whether the connection was lost under a statement: SQLSTATE 57P01, 57P02, ... or none."""
+    if isinstance(error, PoolTimeout | NoAnswer):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith("57P")
+
+
+def complete_conninfo(url: str, settings: Settings) -> str:
+    """Add to DATABASE_URL what it leaves open; whatever it states itself stands.
+
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+    """
+    stated = conninfo_to_dict(url)
+    defaults: dict[str, Any] = {
+        "application_name": "todo-service",
+        "connect_timeout": 3,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+    host = str(stated.get("hostaddr") or stated.get("host") or "")
+    if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:
+        defaults["sslmode"] = "require"
+    parameters = defaults | stated
+    if settings.db_pooler is None:
+        # PgBouncer refuses the start-up parameter "options"; there, only Connection's limit holds.
+        timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"
+        parameters["options"] = f"{stated.get('options') or ''} {timeout}".strip()
+    return make_conninfo("", **parameters)
