@@ -12,7 +12,7 @@ export PGBOUNCER ?= /usr/sbin/pgbouncer
 run: .venv/installed .env
 	@echo "When it is listening, paste this into another terminal:"
 	@echo
-	@$(BIN)/flask --app wsgi token alice --curl
+	@$(BIN)/flask --app wsgi token alice --curl || echo "(a request with a token of your issuer)"
 	@echo
 	@exec $(BIN)/gunicorn wsgi:app
 

@@ -1,4 +1,4 @@
-"""The stack that the specification first named: FastAPI, SQLModel and psycopg2, in one file.
+"""The usual stack for such a service: FastAPI, SQLModel and psycopg2, in one file.
 
 Written as the documentation of FastAPI and SQLModel teaches, with what experience adds to it: a
 pool as large as the number of requests in flight, the token checked without a thread of its own.
