@@ -18,8 +18,10 @@ class Worker(GeventWorker):
 
     # Seconds that a client may take to send the next piece of a body, or to read one.
     STALL = 15.0
-    # Bytes of an unread body that are worth keeping a connection for.
+    # What an unread body may cost before its connection is rather closed: bytes, and seconds of
+    # waiting for the next piece.
     UNREAD = 16 * 1024 * 1024
+    DISCARD = 2.0
     # Seconds after SIGTERM in which a client on a kept-alive connection may still send a request,
     # which is answered with "Connection: close".
     LINGER = 2.0
@@ -44,6 +46,7 @@ class Worker(GeventWorker):
         sock.settimeout(self.STALL)
         try:
             result = super().handle_request(listener_name, req, PatientSocket(sock), addr)
+            sock.settimeout(self.DISCARD)
             self.discard_body(req)
         except (TimeoutError, ParseException):
             # The base class takes this for "close the connection" and logs no traceback.

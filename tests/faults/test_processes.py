@@ -116,7 +116,7 @@ def test_clients_that_stall_do_not_slow_the_others(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE application_name = 'todo-service' AND state <> 'idle'"
     )
-    # After 15 s without progress they are cut: half a body is answered, half a list is not ended.
+    # After 15 s without progress: half a body is answered, half a list is cut off.
     half_body, half_list = (read_to_the_end(stalled[index]) for index in (2, 3))
     for connection in stalled:
         connection.close()
