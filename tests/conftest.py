@@ -128,6 +128,8 @@ class Server:
                 stdout=stream,
                 stderr=stream,
             )
+        # For a test that fails before it stops its server; one that has ended is left alone.
+        atexit.register(self.process.terminate)
 
     def wait(self, path: str = "/health", status: int = 200, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
