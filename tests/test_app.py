@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from uuid import uuid4
 
 import psycopg
@@ -14,8 +19,8 @@ from psycopg import errors
 from werkzeug.exceptions import Unauthorized
 
 from tests.conftest import SECRET, sign
-from todo_service import create_app, database, store
-from todo_service.envelope import RequestIdFilter
+from todo_service import create_app, database, log, store
+from todo_service.log import RequestIdFilter
 from todo_service.settings import Settings
 
 
@@ -179,33 +184,71 @@ def test_another_database_error_is_a_500(
 
 
 def test_one_line_is_logged_a_request(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture
+    client: FlaskClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO, "todo_service")
     alice = f"alice-{uuid4()}"
 
-    client.post(f"/api/{alice}/tasks", json={"title": "do not log me"}, headers=bearer(alice))
+    answer = client.post(
+        f"/api/{alice}/tasks", json={"title": "do not log me"}, headers=bearer(alice)
+    )
 
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "todo_service.envelope"]
-    assert line.startswith("method=POST route=/api/{user_id}/tasks status=201 ms=")
-    assert " db_ms=" in line and " pool_ms=" in line
-    assert f" user={alice}" in line
-    assert "do not log me" not in caplog.text
+    line = r"time=\S+ level=INFO logger=todo_service\.requests"
+    line += r" method=POST route=/api/{user_id}/tasks status=201 ms=\S+ db_ms=\S+ pool_ms=\S+"
+    line += rf" user={alice} request_id={answer.headers['X-Request-ID']}\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
-def test_a_log_line_cannot_be_forged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "todo_service")
+def test_a_request_is_logged_in_the_form_of_all_lines(
+    client: FlaskClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    log.configure()
+
+    logging.getLogger("todo_service.requests").warning("event=x")
+    client.get("/health")
+
+    lines = capsys.readouterr().err.splitlines()
+    form = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[-+]\d{4} level=(WARNING|INFO)"
+    form += r" logger=todo_service\.requests (event|method)=.+ request_id=[-0-9a-f]+"
+    assert [bool(re.fullmatch(form, line)) for line in lines] == [True, True]
+
+
+def test_above_level_info_requests_leave_no_line(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(replace(settings, log_level="WARNING"))
+
+    assert app.test_client().get("/health").status_code == 200
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_that_nobody_reads_any_more_stops_no_request(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert client.get("/health").status_code == 200
+        monkeypatch.undo()
+        with suppress(BrokenPipeError):
+            stream.close()
+
+
+def test_a_log_line_cannot_be_forged(
+    client: FlaskClient, capsys: pytest.CaptureFixture[str]
+) -> None:
     user_id = "x\nlevel=ERROR user=admin \u2028 é"
 
     client.get("/api/x/tasks", headers=bearer(user_id))
 
-    line = caplog.records[-1].getMessage()
-    assert line.isascii() and "\n" not in line
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isascii()
     assert r'user="x\nlevel=ERROR user=admin \u2028 \u00e9"' in line
 
 
 def test_neither_tokens_nor_secrets_are_logged(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     good, bad = sign("alice"), sign("alice", "another secret that is long enough")
@@ -214,8 +257,9 @@ def test_neither_tokens_nor_secrets_are_logged(
         client.get("/api/alice/tasks", headers={"Authorization": f"Bearer {token}"})
         client.get(f"/nothing?token={token}", headers={"Authorization": f"Bearer {token}"})
 
+    logged = caplog.text + capsys.readouterr().err
     for secret in (SECRET, good, bad, *good.split("."), *bad.split(".")):
-        assert secret not in caplog.text
+        assert secret not in logged
 
 
 def test_a_missing_statement_stops_the_start() -> None:

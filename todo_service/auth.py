@@ -9,7 +9,8 @@ from threading import Lock
 from typing import Any
 
 import jwt
-from flask import Flask, Request, g, request
+from flask import Flask, Request
+from flask.globals import app_ctx, request_ctx
 from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed
 
 from todo_service.jwks import ALGORITHMS, Jwks
@@ -49,6 +50,7 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
 
     @app.before_request
     def require_owner() -> None:
+        request = request_ctx.request
         # A CORS preflight carries no token (Fetch standard) and OPTIONS shows no data.
         if not request.path.startswith(_PROTECTED) or request.method == "OPTIONS":
             return
@@ -57,18 +59,19 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
             raise invalid_token()
         if not is_storable(user_id):
             raise invalid_token()
-        g.user_id = user_id
+        app_ctx.g.user_id = user_id
         arguments: Mapping[str, Any] | None = request.view_args
         if isinstance(request.routing_exception, MethodNotAllowed):
-            arguments = _arguments_of_another_method(app, request.routing_exception)
+            arguments = _arguments_of_another_method(app, request)
         if (arguments or {}).get("user_id", user_id) != user_id:
             raise Forbidden
 
 
-def _arguments_of_another_method(app: Flask, error: MethodNotAllowed) -> Mapping[str, Any]:
+def _arguments_of_another_method(app: Flask, request: Request) -> Mapping[str, Any]:
     """The parts of a path that has routes, but none for the request's method."""
-    adapter = app.create_url_adapter(request)
-    assert adapter is not None and error.valid_methods
+    adapter, error = app.create_url_adapter(request), request.routing_exception
+    assert adapter is not None
+    assert isinstance(error, MethodNotAllowed) and error.valid_methods
     return adapter.match(method=next(iter(error.valid_methods)))[1]
 
 

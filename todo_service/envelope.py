@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import os
 import re
-import secrets
 import time
 from functools import cache
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response
+from flask.globals import app_ctx, request_ctx
 
-log = logging.getLogger(__name__)
+from todo_service.log import quote, write_request_line
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+")
 
 
 def init_app(app: Flask) -> None:
@@ -24,17 +22,21 @@ def init_app(app: Flask) -> None:
 
 def start() -> None:
     """Take the client's request id if it is a sound one, else make one, and start the clock."""
+    # Through the contexts, here and wherever each request comes by: every use of the proxies g and
+    # request would look the context up anew.
+    g = app_ctx.g
     g.started = time.perf_counter()
-    sent = request.headers.get("X-Request-ID", "")
+    sent = request_ctx.request.headers.get("X-Request-ID", "")
     g.request_id = sent if _REQUEST_ID.fullmatch(sent) else new_request_id()
 
 
 def new_request_id() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def finish(response: Response) -> Response:
     """Set the headers that do not depend on the route, and log the request."""
+    g, request = app_ctx.g, request_ctx.request
     elapsed = (time.perf_counter() - g.started) * 1000
     database = g.get("database_time", 0.0) * 1000
     pool_wait = g.get("pool_wait", 0.0) * 1000
@@ -50,17 +52,13 @@ def finish(response: Response) -> Response:
         headers.add("Cache-Control", "private, no-cache")
     else:
         headers.setdefault("Cache-Control", "no-cache")
-    if log.isEnabledFor(logging.INFO):
-        log.info(
-            "method=%s route=%s status=%d ms=%.1f db_ms=%.1f pool_ms=%.1f user=%s",
-            quote(request.method),
-            _template(request.url_rule.rule) if request.url_rule else "-",
-            response.status_code,
-            elapsed,
-            database,
-            pool_wait,
-            quote(g.get("user_id", "-")),
-        )
+    route = _template(request.url_rule.rule) if request.url_rule else "-"
+    write_request_line(
+        f"method={quote(request.method)} route={route} status={response.status_code}"
+        f" ms={elapsed:.1f} db_ms={database:.1f} pool_ms={pool_wait:.1f}"
+        f" user={quote(g.get('user_id', '-'))}",
+        g.request_id,
+    )
     return response
 
 
@@ -68,16 +66,3 @@ def finish(response: Response) -> Response:
 def _template(rule: str) -> str:
     """A rule of the URL map as the contract writes it: /api/{user_id}/tasks."""
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
-
-
-def quote(value: str) -> str:
-    """A value of a key=value line: plain, or a JSON string that can hold no line break."""
-    return value if _PLAIN.fullmatch(value) else json.dumps(value)
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives log records that are written during a request the request's id."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
-        return True

@@ -13,7 +13,8 @@ from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
 from todo_service.codec import encode, respond
-from todo_service.envelope import new_request_id, quote
+from todo_service.envelope import new_request_id
+from todo_service.log import quote
 from todo_service.schemas import describe
 
 # Where Werkzeug's own sentence would be too chatty, or names things that are not ours.
