@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg
+from gevent.socket import wait_read, wait_readwrite, wait_write
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow
-from psycopg_pool import PoolTimeout
+from psycopg.waiting import Ready, Wait
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service.settings import LOOPBACK, Settings
 
@@ -19,26 +22,49 @@ os.environ["PGTZ"] = "UTC"
 
 _T = TypeVar("_T")
 
+_WAITS = {Wait.R: wait_read, Wait.W: wait_write, Wait.RW: wait_readwrite}
+
 
 class Connection(psycopg.Connection[DictRow]):
     """A connection on which no wait is endless.
 
-    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
-    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
+    The server's statement_timeout ends a slow statement; this limit, in seconds of silence, is for
+    a server that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging
+    packets.
     """
 
     limit: float | None = None
+    pool: ConnectionPool[Connection]
 
-    def commit(self) -> None:
-        """Nothing to do: in autocommit mode, every statement commits itself."""
+    def __exit__(self, *_: object) -> None:
+        """Go back to the pool, with nothing to commit: in autocommit mode every statement does."""
+        self.pool.putconn(self)
 
-    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+    @cached_property
+    def only_cursor(self) -> psycopg.Cursor[DictRow]:
+        """The cursor for all statements, one after the other, so that none sets up its own."""
+        return self.cursor()
+
+    def wait(self, gen: PQGen[_T], _: float = 0.1, timeout: float | None = None) -> _T:
+        """Let other requests run until the server has answered.
+
+        psycopg's own way to wait would do, but under gevent it makes a dozen objects each time and
+        wakes up every 0.1 s.
+        """
+        limit = self.limit if timeout is None else timeout
         try:
-            return super().wait(gen, interval, self.limit if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            # Closed, so that no later step waits for the same silent server once more.
+            wanted = next(gen)
+            while True:
+                _WAITS[wanted](self.fileno(), limit, NoAnswer)
+                # RW also where one of them was waited for: psycopg tries, and waits once more.
+                wanted = gen.send(Ready.RW)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        except NoAnswer:
+            # So that no later step waits for the same silent server once more.
             self.close()
-            raise NoAnswer("no answer from the server in time") from None
+            raise
 
 
 class NoAnswer(psycopg.OperationalError):

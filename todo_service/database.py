@@ -9,7 +9,8 @@ from pathlib import Path
 from select import POLLIN
 
 import psycopg
-from flask import Flask, current_app, g
+from flask import Flask, current_app
+from flask.globals import app_ctx
 from gevent.monkey import get_original
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
@@ -40,13 +41,14 @@ def fetch_one(
 ) -> DictRow | None:
     """Run one statement and return its first row, or None if there is none."""
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, repeatable=repeatable).fetchone()
+    rows = database.run(query, parameters, repeatable=repeatable)
+    return rows[0] if rows else None
 
 
 def fetch_all(query: bytes, parameters: Sequence[object]) -> list[DictRow]:
     """Run one statement that only reads and return all its rows."""
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, repeatable=True).fetchall()
+    return database.run(query, parameters, repeatable=True)
 
 
 def check(query: bytes, parameters: Sequence[object]) -> None:
@@ -127,8 +129,8 @@ class Database:
         *,
         limit: float | None = None,
         repeatable: bool = False,
-    ) -> psycopg.Cursor[DictRow]:
-        """Run one statement on a pooled connection and return the cursor with its whole result.
+    ) -> list[DictRow]:
+        """Run one statement on a pooled connection and return all rows of its result.
 
         `limit`, in seconds, is for the wait for a connection and again for the answer; without
         one, the settings hold. Raises psycopg.OperationalError when it is passed. A statement that
@@ -143,23 +145,25 @@ class Database:
 
     def _run(
         self, query: bytes, parameters: Sequence[object], limit: float | None
-    ) -> psycopg.Cursor[DictRow]:
+    ) -> list[DictRow]:
         if self.pool.closed:
             self.open()
         asked = time.perf_counter()
         started = None
         try:
-            with self.pool.connection(limit) as connection:
+            with self.pool.getconn(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                return connection.execute(query, parameters)
+                return connection.only_cursor.execute(query, parameters).fetchall()
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one
+            g = app_ctx.g
             g.pool_wait = g.get("pool_wait", 0.0) + started - asked
             g.database_time = g.get("database_time", 0.0) + ended - started
 
     def _configure(self, connection: Connection) -> None:
+        connection.pool = self.pool
         if self.budget_is_due:
             self.budget_is_due = False
             connection.limit = _CHECK_LIMIT

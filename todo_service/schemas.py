@@ -33,6 +33,7 @@ MAX_LIMIT = 1000
 MAX_ID = 2**63 - 1
 
 _SERVER_OWNED = frozenset({"id", "user_id", "created_at", "updated_at"})
+_TASK_ID = re.compile("[1-9][0-9]{0,18}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -189,7 +190,7 @@ LIST_QUERY = ListQuery()
 def parse_task_id(text: str) -> int:
     """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
     digits = text.lstrip("0")
-    if re.fullmatch("[1-9][0-9]{0,18}", digits) and (task_id := int(digits)) <= MAX_ID:
+    if _TASK_ID.fullmatch(digits) and (task_id := int(digits)) <= MAX_ID:
         return task_id
     raise ValidationError("Invalid task ID")
 
