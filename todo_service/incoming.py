@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from flask import Response, request
+from flask.globals import request_ctx
 from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
@@ -20,6 +21,7 @@ _TAG = re.compile("[1-9a-f][0-9a-f]{0,13}")
 
 def read_body() -> dict[str, Any]:
     """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
+    request = request_ctx.request
     raw = request.get_data(cache=False)
     if len(raw) > MAX_BODY:
         raise RequestEntityTooLarge
