@@ -1,49 +1,36 @@
-"""gunicorn's worker: what shutting down does to connections that wait for a request."""
+"""The worker's own pieces; what they do for a client is in tests/faults."""
 
 from __future__ import annotations
 
 import gevent
-from gevent.event import Event
+import pytest
+from gevent.socket import socketpair
 
-from todo_service.worker import RequestWait
+from todo_service.worker import PatientSocket
 
-
-def serve(waiting: set[RequestWait], arrived: Event, log: list[str]) -> None:
-    """What the worker does with a connection: wait for a request, then handle it."""
-    request = None
-    with RequestWait(10, waiting):
-        arrived.wait()
-        request = "GET /"
-    if request is None:
-        log.append("closed")
-        return
-    gevent.sleep(0.01)
-    log.append("answered")
+ANSWER = bytes(4 * 1024 * 1024)
 
 
-def test_a_connection_without_a_request_is_closed() -> None:
-    waiting: set[RequestWait] = set()
-    log: list[str] = []
-    connection = gevent.spawn(serve, waiting, Event(), log)
-    gevent.sleep(0)
+def test_a_slow_client_that_reads_all_the_time_gets_its_whole_answer() -> None:
+    server, client = socketpair()
 
-    (wait,) = waiting
-    gevent.get_hub().loop.run_callback(wait.give_up)
-    connection.join(5)
+    def read() -> int:
+        received = 0
+        while received < len(ANSWER):
+            gevent.sleep(0.01)
+            received += len(client.recv(32 * 1024))
+        return received
 
-    assert log == ["closed"]
+    with server, client:
+        server.settimeout(0.3)  # the answer takes more than a second
+        reader = gevent.spawn(read)
+        PatientSocket(server).sendall(ANSWER)
+        assert reader.get(timeout=10) == len(ANSWER)
 
 
-def test_a_request_that_comes_in_the_same_moment_is_answered() -> None:
-    waiting: set[RequestWait] = set()
-    log: list[str] = []
-    arrived = Event()
-    connection = gevent.spawn(serve, waiting, arrived, log)
-    gevent.sleep(0)
+def test_a_client_that_stops_reading_is_given_up() -> None:
+    server, client = socketpair()
 
-    (wait,) = waiting
-    arrived.set()
-    gevent.get_hub().loop.run_callback(wait.give_up)
-    connection.join(5)
-
-    assert log == ["answered"]
+    with server, client, pytest.raises(TimeoutError):
+        server.settimeout(0.3)
+        PatientSocket(server).sendall(ANSWER)

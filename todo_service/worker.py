@@ -82,8 +82,6 @@ class PatientSocket:
     gevent's own sendall would cut off a slow client that reads all the time.
     """
 
-    PIECE = 64 * 1024
-
     def __init__(self, sock: Any) -> None:
         self.sock = sock
 
@@ -91,8 +89,9 @@ class PatientSocket:
         return getattr(self.sock, name)
 
     def sendall(self, data: bytes) -> None:
-        for start in range(0, len(data), self.PIECE):
-            self.sock.sendall(data[start : start + self.PIECE])
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.sock.send(rest) :]
 
 
 class RequestWait(Timeout):
