@@ -18,7 +18,7 @@ import psycopg
 from bench import data, growth, report, verify
 from bench.ceiling import Ceiling
 from bench.compare import Comparison, Competitor
-from bench.competitors import Server, floor, ours, proxy, reference
+from bench.competitors import Server, fastify, floor, ours, proxy, reference
 from bench.load import Invalid
 from bench.workloads import WORKLOADS, write_requests
 from todo_service import embedded
@@ -38,6 +38,9 @@ def parse() -> argparse.Namespace:
         metavar="[CLASS[:THREADS]][@POOL]",
         help="also the service on another gunicorn worker or pool: gthread:8@8, @8; repeatable as"
         " far as PostgreSQL's max_connections goes",
+    )
+    parser.add_argument(
+        "--fastify", action="store_true", help="also the service in Fastify; needs Node.js"
     )
     parser.add_argument(
         "--only", action="append", choices=WORKLOADS, help="this workload; repeatable"
@@ -74,6 +77,7 @@ def compare(server: str, folder: Path, options: argparse.Namespace) -> None:
             program.wait(lambda: connects(distant))
         servers = [ours(distant, folder, files), reference(distant, folder, files)]
         servers += [ours(distant, folder, files, variant) for variant in options.worker]
+        servers += [fastify(distant, folder, files)] if options.fastify else []
         servers += [floor(folder, files)]
         for one in servers:
             stack.enter_context(one)
@@ -87,6 +91,7 @@ def compare(server: str, folder: Path, options: argparse.Namespace) -> None:
     name = "quick" if options.quick else "full"
     name += f"-latency-{options.latency:g}" if options.latency else ""
     name += "-workers" if options.worker else ""
+    name += "-fastify" if options.fastify else ""
     described = ", ".join(f"{key} {value}" for key, value in machine.items())
     text = (
         f"{report.comparison_table(samples)} {rounds} rounds of {seconds} s; {options.latency:g} ms"

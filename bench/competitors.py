@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -137,6 +138,17 @@ def reference(url: str, folder: Path, files: dict[str, Path]) -> Server:
     command = [program("uvicorn"), "bench.reference:app"]
     # PGTZ as the service sets it. Both write a line to their log for each request.
     return Server("reference", command, folder, files, DATABASE_URL=url, PGTZ="UTC")
+
+
+def fastify(url: str, folder: Path, files: dict[str, Path]) -> Server:
+    """The service in another language, with node-postgres. Installs what it needs beside it."""
+    home = ROOT / "bench" / "fastify"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Invalid("--fastify needs Node.js with npm")
+    subprocess.run([npm, "install", "--silent", "--no-package-lock"], cwd=home, check=True)
+    command = ["node", str(home / "server.js")]
+    return Server("fastify", command, folder, files, DATABASE_URL=url)
 
 
 def floor(folder: Path, files: dict[str, Path]) -> Server:
