@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg
@@ -39,11 +38,6 @@ class Connection(psycopg.Connection[DictRow]):
     def __exit__(self, *_: object) -> None:
         """Go back to the pool, with nothing to commit: in autocommit mode every statement does."""
         self.pool.putconn(self)
-
-    @cached_property
-    def only_cursor(self) -> psycopg.Cursor[DictRow]:
-        """The cursor for all statements, one after the other, so that none sets up its own."""
-        return self.cursor()
 
     def wait(self, gen: PQGen[_T], _: float = 0.1, timeout: float | None = None) -> _T:
         """Let other requests run until the server has answered.

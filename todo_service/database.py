@@ -154,7 +154,7 @@ class Database:
             with self.pool.getconn(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                return connection.only_cursor.execute(query, parameters).fetchall()
+                return connection.execute(query, parameters).fetchall()
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one
