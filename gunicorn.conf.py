@@ -2,8 +2,8 @@
 
 from gevent import monkey
 
-# Before anything else is imported: psycopg decides when it is imported whether its waits let other
-# requests run.
+# Before anything else is imported: psycopg, its pool and connection.py decide on import whether
+# their locks and waits let other requests run.
 monkey.patch_all()
 
 import sys

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from flask import Flask
 
 from todo_service import auth, commands, cors, database, envelope, errors
+from todo_service.app import App
 from todo_service.blueprints.docs import docs
 from todo_service.blueprints.health import health
 from todo_service.blueprints.tasks import tasks
@@ -16,13 +14,6 @@ from todo_service.schemas import MAX_BODY
 from todo_service.settings import Settings
 
 __version__ = "0.1.0"
-
-
-class TodoService(Flask):
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Take every view and hook as it is: none is a coroutine, which Flask would look for anew
-        on every call."""
-        return func
 
 
 def create_app(
@@ -35,7 +26,7 @@ def create_app(
     Raises SettingsError.
     """
     settings = settings or Settings.from_env()
-    app = TodoService(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     # One byte over the limit is read, because Werkzeug cuts a chunked body off without a word.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
     app.config["VERSION"] = __version__

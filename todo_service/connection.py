@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, TypeVar
 
 import psycopg
+from gevent.monkey import is_module_patched
 from gevent.socket import wait_read, wait_readwrite, wait_write
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow
 from psycopg.waiting import Ready, Wait
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from todo_service.settings import LOOPBACK, Settings
 
@@ -21,44 +23,52 @@ os.environ["PGTZ"] = "UTC"
 
 _T = TypeVar("_T")
 
+# As psycopg decides it: once, when it is imported.
+_UNDER_GEVENT = is_module_patched("select")
 _WAITS = {Wait.R: wait_read, Wait.W: wait_write, Wait.RW: wait_readwrite}
 
 
 class Connection(psycopg.Connection[DictRow]):
     """A connection on which no wait is endless.
 
-    The server's statement_timeout ends a slow statement; this limit, in seconds of silence, is for
-    a server that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging
-    packets.
+    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
+    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
     """
 
     limit: float | None = None
-    pool: ConnectionPool[Connection]
 
-    def __exit__(self, *_: object) -> None:
-        """Go back to the pool, with nothing to commit: in autocommit mode every statement does."""
-        self.pool.putconn(self)
+    def commit(self) -> None:
+        """Nothing to do: in autocommit mode, every statement commits itself."""
 
-    def wait(self, gen: PQGen[_T], _: float = 0.1, timeout: float | None = None) -> _T:
-        """Let other requests run until the server has answered.
-
-        psycopg's own way to wait would do, but under gevent it makes a dozen objects each time and
-        wakes up every 0.1 s.
-        """
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         limit = self.limit if timeout is None else timeout
         try:
-            wanted = next(gen)
-            while True:
-                _WAITS[wanted](self.fileno(), limit, NoAnswer)
-                # RW also where one of them was waited for: psycopg tries, and waits once more.
-                wanted = gen.send(Ready.RW)
-        except StopIteration as end:
-            result: _T = end.value
-            return result
-        except NoAnswer:
-            # So that no later step waits for the same silent server once more.
+            if _UNDER_GEVENT:
+                return _wait_in_hub(gen, self.fileno(), limit)
+            return super().wait(gen, interval, limit)
+        except psycopg.errors._WaitTimeout:
+            # Closed, so that no later step waits for the same silent server once more.
             self.close()
-            raise
+            raise NoAnswer("no answer from the server in time") from None
+
+
+def _wait_in_hub(gen: PQGen[_T], fileno: int, limit: float | None) -> _T:
+    """Let other requests run until the server has answered, for `limit` seconds at most.
+
+    psycopg's own way would do, but under gevent it makes a dozen objects for each wait and wakes up
+    every 0.1 s.
+    """
+    deadline = None if limit is None else time.monotonic() + limit
+    try:
+        wanted = next(gen)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            _WAITS[wanted](fileno, left, psycopg.errors._WaitTimeout)
+            # RW also where one of them was waited for: psycopg tries, and waits once more.
+            wanted = gen.send(Ready.RW)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
 
 
 class NoAnswer(psycopg.OperationalError):

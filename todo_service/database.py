@@ -151,7 +151,7 @@ class Database:
         asked = time.perf_counter()
         started = None
         try:
-            with self.pool.getconn(limit) as connection:
+            with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
                 return connection.execute(query, parameters).fetchall()
@@ -163,10 +163,9 @@ class Database:
             g.database_time = g.get("database_time", 0.0) + ended - started
 
     def _configure(self, connection: Connection) -> None:
-        connection.pool = self.pool
+        connection.limit = _CHECK_LIMIT  # until its first statement sets another
         if self.budget_is_due:
             self.budget_is_due = False
-            connection.limit = _CHECK_LIMIT
             budget.report(connection, self.settings)
 
     def _check(self, connection: Connection) -> None:
