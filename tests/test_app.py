@@ -222,6 +222,14 @@ def test_above_level_info_requests_leave_no_line(
     assert capsys.readouterr().err == ""
 
 
+def test_without_a_standard_error_requests_are_served(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python sets it where it was started without one
+
+    assert client.get("/health").status_code == 200
+
+
 def test_a_log_that_nobody_reads_any_more_stops_no_request(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

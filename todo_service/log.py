@@ -37,8 +37,8 @@ class RequestIdFilter(logging.Filter):
 def write_request_line(message: str, request_id: str) -> None:
     """Write the one line that every request leaves, at level INFO.
 
-    In the same form as a record of the logging package but past it: a record, its locks and its
-    handlers would cost a request a twentieth of its time.
+    In the same form as a record of the logging package but past it, so that no handler sees it: a
+    record, its locks and its handlers would cost a request a twentieth of its time.
     """
     if not _requests.isEnabledFor(logging.INFO):
         return
@@ -46,8 +46,8 @@ def write_request_line(message: str, request_id: str) -> None:
     line = _FORMAT.format(time_of_day, "INFO", _requests.name, message, request_id)
     try:
         sys.stderr.write(f"{line}\n")
-    except (OSError, ValueError):
-        return  # Nobody reads the log any more, and there is no other place to say so.
+    except (AttributeError, OSError, ValueError):
+        return  # There is no standard error, or nobody reads it: no other place to say so.
 
 
 @lru_cache(maxsize=1)
