@@ -34,7 +34,7 @@ class Settings:
     jwt_user_claim: str = "sub"
     port: int = 8000
     web_concurrency: int = 2
-    db_pool_size: int = 4
+    db_pool_size: int = 8
     db_pool_timeout: float = 5.0
     db_statement_timeout: float = 10.0
     db_pooler: str | None = None

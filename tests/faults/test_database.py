@@ -214,3 +214,39 @@ def test_the_pool_keeps_its_budget_and_a_burst_beyond_it_waits_in_line(
     with ThreadPoolExecutor(40) as pool:
         assert {answer.status_code for _, answer in pool.map(write, range(200))} == {200}
     assert cluster.connections() <= 2 * 2
+
+
+def test_two_versions_whose_connections_do_not_fit_share_what_there_is(
+    cluster: Cluster, serve: Serve, measured: Measure
+) -> None:
+    # A small plan: each version would take 16.
+    cluster.execute("CREATE ROLE small LOGIN CONNECTION LIMIT 20")
+    cluster.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO small")
+    url = cluster.url.replace("postgres:@", "small:@")
+    old = serve(DATABASE_URL=url)
+    old.wait("/ready")
+
+    with Load(old).running(40) as before:
+        while cluster.connections() < 16:
+            time.sleep(0.05)
+        new = serve(DATABASE_URL=url)
+        started = time.monotonic()
+        new.wait("/ready")
+        ready = time.monotonic() - started
+        with Load(new, user_id="reader").running(40) as after:
+            time.sleep(2)
+            shared = cluster.connections()
+            old.stop()
+            time.sleep(3)
+            alone = cluster.connections()
+
+    measured(
+        ready=f"{ready:.1f} s",
+        connections=f"{shared}, then {alone}",
+        acknowledged=f"{len(before.acknowledged)} and {len(after.acknowledged)}",
+        slowest=f"{max(before.slowest, after.slowest):.1f} s",
+    )
+    assert (before.statuses(), after.statuses()) == ({201}, {201})
+    assert before.dropped == after.dropped == []
+    assert shared <= 20
+    assert alone == 16
