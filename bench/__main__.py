@@ -18,7 +18,7 @@ import psycopg
 from bench import data, growth, report, verify
 from bench.ceiling import Ceiling
 from bench.compare import Comparison, Competitor
-from bench.competitors import Server, fastify, floor, ours, proxy, reference
+from bench.competitors import Server, fastify, fastify_versions, floor, ours, proxy, reference
 from bench.load import Invalid
 from bench.workloads import WORKLOADS, write_requests
 from todo_service import embedded
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         " far as PostgreSQL's max_connections goes",
     )
     parser.add_argument(
-        "--fastify", action="store_true", help="also the service in Fastify; needs Node.js"
+        "--fastify", action="store_true", help="also the measured routes in Fastify; needs Node.js"
     )
     parser.add_argument(
         "--only", action="append", choices=WORKLOADS, help="this workload; repeatable"
@@ -86,7 +86,7 @@ def compare(server: str, folder: Path, options: argparse.Namespace) -> None:
         comparison = Comparison(url, competitors, options.only or list(WORKLOADS))
         comparison.warm_up()
         samples = comparison.run(rounds, seconds)
-        machine = report.machine(url)
+        machine = report.machine(url) | (fastify_versions() if options.fastify else {})
 
     name = "quick" if options.quick else "full"
     name += f"-latency-{options.latency:g}" if options.latency else ""

@@ -1,7 +1,8 @@
-"""Who is measured: three HTTP servers with two workers each, and PostgreSQL alone."""
+"""Who is measured: HTTP servers with two workers each, and PostgreSQL alone."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -141,7 +142,7 @@ def reference(url: str, folder: Path, files: dict[str, Path]) -> Server:
 
 
 def fastify(url: str, folder: Path, files: dict[str, Path]) -> Server:
-    """The service in another language, with node-postgres. Installs what it needs beside it."""
+    """The measured routes in Fastify with node-postgres. Installs what it needs beside it."""
     home = ROOT / "bench" / "fastify"
     npm = shutil.which("npm")
     if npm is None:
@@ -149,6 +150,12 @@ def fastify(url: str, folder: Path, files: dict[str, Path]) -> Server:
     subprocess.run([npm, "install", "--silent", "--no-package-lock"], cwd=home, check=True)
     command = ["node", str(home / "server.js")]
     return Server("fastify", command, folder, files, DATABASE_URL=url)
+
+
+def fastify_versions() -> dict[str, str]:
+    package = json.loads((ROOT / "bench" / "fastify" / "package.json").read_text())
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    return {"node": node.stdout.strip().removeprefix("v")} | package["dependencies"]
 
 
 def floor(folder: Path, files: dict[str, Path]) -> Server:

@@ -1,5 +1,5 @@
-// The same service beyond Python: Fastify and node-postgres on two processes, with the statements
-// of sql/queries/. As the documentation of both teaches: schemas for what comes in and goes out,
+// The measured routes beyond Python: Fastify and node-postgres on two processes, with the
+// statements of sql/queries/. As the documentation of both teaches: schemas for what comes in and goes out,
 // prepared statements, a memory of verified tokens, one line to the log for each request.
 
 import cluster from "node:cluster";
