@@ -1,6 +1,6 @@
 // The measured routes beyond Python: Fastify and node-postgres on two processes, with the
-// statements of sql/queries/. As the documentation of both teaches: schemas for what comes in and goes out,
-// prepared statements, a memory of verified tokens, one line to the log for each request.
+// statements of sql/queries/. As the documentation of both teaches: schemas for what comes in and
+// goes out, prepared statements, a memory of verified tokens, one line to the log for each request.
 
 import cluster from "node:cluster";
 import { readFileSync } from "node:fs";
