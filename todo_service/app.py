@@ -1,11 +1,12 @@
-"""Flask, less one thing that this service has no use for."""
+"""Flask, less what this service has no use for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter
 
 
 class App(Flask):
@@ -15,3 +16,20 @@ class App(Flask):
         Flask would look at each of them anew on each request.
         """
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Route by method and path alone: no route here is for one host or for WebSockets.
+
+        Flask would parse the host too, and find no route for one that it does not understand.
+        """
+        if request is None:
+            return super().create_url_adapter(None)
+        return MapAdapter(
+            self.url_map,
+            server_name="",
+            script_name=request.root_path,
+            subdomain="",
+            url_scheme=request.scheme,
+            path_info=request.path,
+            default_method=request.method,
+        )

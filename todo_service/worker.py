@@ -41,8 +41,6 @@ class Worker(GeventWorker):
         return RequestWait(self.cfg.keepalive, self.waiting)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        # No protocol to upgrade to, and Werkzeug would route the request as a WebSocket's.
-        req.headers = [header for header in req.headers if header[0] != "UPGRADE"]
         sock.settimeout(self.STALL)
         try:
             result = super().handle_request(listener_name, req, PatientSocket(sock), addr)

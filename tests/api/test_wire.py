@@ -171,6 +171,7 @@ def test_an_unread_body_does_not_run_into_the_next_request(alice: User) -> None:
         {"Script-Name": "/foo", "Path-Info": "/bar"},
         {"X-Forwarded-Proto": "http", "X-Forwarded-Ssl": "on"},
         {"X-Forwarded-Host": "evil.example"},
+        {"Host": "a..example"},
     ],
 )
 def test_headers_for_other_servers_change_nothing(alice: User, headers: dict[str, str]) -> None:
