@@ -30,6 +30,11 @@ class Worker(GeventWorker):
         super().__init__(*args, **kwargs)
         self.waiting: set[RequestWait] = set()
 
+    def init_process(self) -> None:
+        # Each request asks for twenty settings, and by itself gunicorn finds each by two calls.
+        self.cfg.__dict__.update({name: it.get() for name, it in self.cfg.settings.items()})
+        super().init_process()
+
     def server_class(self, listener: Any, *, spawn: Any, **_: Any) -> StreamServer:
         """Called in place of a server class, which the base class allows for."""
         name = listener.getsockname()
