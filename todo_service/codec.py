@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import orjson
 from flask import Response
+from werkzeug.datastructures import Headers
 
 
 def encode(value: object) -> bytes:
@@ -16,7 +17,20 @@ def encode(value: object) -> bytes:
 
 def respond(value: object, status: int = 200) -> Response:
     """A JSON response. Rows go out as they come from the driver; nothing copies them first."""
-    return Response(encode(value), status, content_type="application/json")
+    return JsonResponse(encode(value), status, content_type="application/json")
+
+
+class JsonResponse(Response):
+    """A response whose headers, with the length of its body, are complete when it is made."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        """The headers as they are, but for 304, which has those of a body taken away.
+
+        Werkzeug would copy and check each of them once more.
+        """
+        if self.status_code == 304:
+            return super().get_wsgi_headers(environ)
+        return self.headers
 
 
 def decode(raw: bytes) -> Any:
