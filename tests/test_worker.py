@@ -5,9 +5,9 @@ from __future__ import annotations
 import gevent
 import pytest
 from gevent.event import Event
-from gevent.socket import socketpair
+from gevent.socket import create_connection, socket, socketpair
 
-from todo_service.worker import PatientSocket, RequestWait
+from todo_service.worker import DrainingServer, PatientSocket, RequestWait
 
 ANSWER = bytes(4 * 1024 * 1024)
 
@@ -76,3 +76,24 @@ def test_a_client_that_stops_reading_is_given_up() -> None:
     with server, client, pytest.raises(TimeoutError):
         server.settimeout(0.3)
         PatientSocket(server).sendall(ANSWER)
+
+
+def test_a_worker_takes_one_connection_of_a_burst_and_the_rest_when_it_stops() -> None:
+    taken: list[object] = []
+
+    def handle(client: socket, _: object) -> None:
+        taken.append(client)
+
+    server = DrainingServer(("127.0.0.1", 0), handle)
+    server.init_socket()
+    clients = [create_connection(("127.0.0.1", server.server_port)) for _ in range(5)]
+
+    server._do_read()
+    gevent.sleep(0)
+    assert len(taken) == 1
+
+    server.close()
+    gevent.sleep(0)
+    assert len(taken) == len(clients)
+    for client in clients:
+        client.close()

@@ -123,6 +123,10 @@ class RequestWait(Timeout):
 class DrainingServer(StreamServer):
     """A server that takes in what is already connected before it closes its listening socket."""
 
+    # Connections taken in at a time: the rest of a burst is for the other workers, or one of them
+    # would serve all of it until the connections end.
+    max_accept = 1
+
     def close(self) -> None:
         if not self.closed:
             self.max_accept = 2048  # gunicorn's backlog
