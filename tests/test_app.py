@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
 import pytest
-from flask import Flask, Request
+from flask import Flask, Request, url_for
 from flask.testing import FlaskClient
 from psycopg import errors
-from werkzeug.exceptions import Unauthorized
+from werkzeug.exceptions import NotFound, Unauthorized
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 from tests.conftest import SECRET, sign
 from todo_service import create_app, database, log, store
@@ -53,6 +56,40 @@ def test_any_authenticator_can_take_the_place_of_tokens(gateway_app: Flask) -> N
     assert client.get(f"/api/{bob}/tasks", headers=headers).status_code == 403
     assert client.get(f"/api/{alice}/tasks").json == {"error": "Unauthorized"}
     assert client.get(f"/api/{alice}/tasks", headers=bearer(alice)).status_code == 401
+
+
+@pytest.mark.parametrize("prefix", ["/m", "/a b", "/käse", "/日"])
+def test_links_lead_back_where_the_app_is_mounted(gateway_app: Flask, prefix: str) -> None:
+    # As WSGI holds a path: each of its bytes is a character.
+    mount = prefix.encode().decode("latin-1")
+    outside = Client(DispatcherMiddleware(NotFound(), {mount: gateway_app}))
+    alice = f"alice-{uuid4()}"
+    headers = {"X-Gateway-User": alice}
+    tasks = f"{quote(prefix)}/api/{alice}/tasks"
+
+    created = [outside.post(tasks, json={"title": "x"}, headers=headers) for _ in range(2)]
+    page = outside.get(f"{tasks}?limit=1", headers=headers)
+
+    for answer in created:
+        assert answer.status_code == 201
+        assert answer.headers["Location"] == f"{tasks}/{answer.json['id']}"
+    assert page.headers["Link"].startswith(f"<{tasks}?limit=1&cursor=")
+
+
+def test_an_embedder_s_own_routes_know_their_host(gateway_app: Flask) -> None:
+    @gateway_app.get("/own/")
+    def own() -> str:
+        return url_for("own", _external=True)
+
+    client = gateway_app.test_client()
+    host = {"Host": "todo.example"}
+
+    assert client.get("/own/", headers=host).text == "http://todo.example/own/"
+    redirect = client.get("/own?q=1", headers=host)
+    assert redirect.headers["Location"] == "http://todo.example/own/?q=1"
+    gateway_app.config["TRUSTED_HOSTS"] = ["todo.example"]
+    assert client.get("/own/", headers=host).status_code == 200
+    assert client.get("/own/", headers={"Host": "evil.example"}).status_code == 400
 
 
 @pytest.mark.parametrize("user_id", ["", "a\0b", "\ud800", "x" * 1025])

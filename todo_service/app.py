@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask, Request
 from werkzeug.routing import MapAdapter
@@ -20,16 +21,18 @@ class App(Flask):
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Route by method and path alone: no route here is for one host or for WebSockets.
 
-        Flask would parse the host too, and find no route for one that it does not understand.
+        Flask would encode the host by IDNA too, and find no route where that fails. Whoever embeds
+        the app and sets SERVER_NAME or TRUSTED_HOSTS gets what they do in Flask.
         """
-        if request is None:
-            return super().create_url_adapter(None)
+        if request is None or self.config["SERVER_NAME"] or self.config["TRUSTED_HOSTS"]:
+            return super().create_url_adapter(request)
         return MapAdapter(
             self.url_map,
-            server_name="",
-            script_name=request.root_path,
+            server_name=request.host,
+            script_name=quote(request.root_path),
             subdomain="",
             url_scheme=request.scheme,
             path_info=request.path,
             default_method=request.method,
+            query_args=request.query_string.decode(errors="replace"),
         )

@@ -21,12 +21,12 @@ def respond(value: object, status: int = 200) -> Response:
 
 
 class JsonResponse(Response):
-    """A response whose headers, with the length of its body, are complete when it is made."""
+    """A response that has its whole body, and the length of it, from the start."""
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
-        """The headers as they are, but for 304, which has those of a body taken away.
+        """The headers as they are: Werkzeug would copy and check each of them once more.
 
-        Werkzeug would copy and check each of them once more.
+        But for 304, which loses those of a body.
         """
         if self.status_code == 304:
             return super().get_wsgi_headers(environ)

@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, with two gaps closed: clients that stall, and shutting down."""
+"""gunicorn's gevent worker, safe from clients that stall and when it shuts down."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Worker(GeventWorker):
         self.waiting: set[RequestWait] = set()
 
     def init_process(self) -> None:
-        # Each request asks for twenty settings, and by itself gunicorn finds each by two calls.
-        self.cfg.__dict__.update({name: it.get() for name, it in self.cfg.settings.items()})
+        # Each request asks for over twenty settings, and gunicorn finds each by two calls.
+        settings = self.cfg.settings.items()
+        self.cfg.__dict__.update({name: setting.get() for name, setting in settings})
         super().init_process()
 
     def server_class(self, listener: Any, *, spawn: Any, **_: Any) -> StreamServer:

@@ -122,6 +122,12 @@ def test_a_connection_is_kept_alive_after_an_error(alice: User) -> None:
             assert client.get(alice.tasks).status_code == 200
 
 
+def test_a_target_without_a_path_is_the_index(alice: User) -> None:
+    status, _, body = send(alice, b"GET http://todo.example HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert (status, json.loads(body)["name"]) == (200, "todo-service")
+
+
 def test_a_method_nobody_knows_is_refused(alice: User) -> None:
     status, _, body = send(alice, start(alice, "BREW") + b"\r\n")
 
