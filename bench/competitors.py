@@ -137,7 +137,7 @@ def ours(url: str, folder: Path, files: dict[str, Path], variant: str = "") -> S
 
 def reference(url: str, folder: Path, files: dict[str, Path]) -> Server:
     command = [program("uvicorn"), "bench.reference:app"]
-    # PGTZ as the service sets it. Both write a line to their log for each request.
+    # Times in UTC, as the service has them. Both write a line to their log for each request.
     return Server("reference", command, folder, files, DATABASE_URL=url, PGTZ="UTC")
 
 

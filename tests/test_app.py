@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ import pytest
 from flask import Flask, Request, url_for
 from flask.testing import FlaskClient
 from psycopg import errors
+from psycopg.conninfo import make_conninfo
 from werkzeug.exceptions import NotFound, Unauthorized
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -90,6 +92,27 @@ def test_an_embedder_s_own_routes_know_their_host(gateway_app: Flask) -> None:
     gateway_app.config["TRUSTED_HOSTS"] = ["todo.example"]
     assert client.get("/own/", headers=host).status_code == 200
     assert client.get("/own/", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_times_are_in_utc_whatever_the_time_zone_of_the_sessions(settings: Settings) -> None:
+    url = make_conninfo(settings.database_url, options="-c timezone=Asia/Kathmandu")
+    app = create_app(replace(settings, database_url=url))
+    client = app.test_client()
+    alice = f"alice-{uuid4()}"
+    headers = bearer(alice)
+    tasks = f"/api/{alice}/tasks"
+
+    with closing(app.extensions["database"]):
+        older, newer = (client.post(tasks, json={"title": "x"}, headers=headers) for _ in range(2))
+        created_at = datetime.strptime(newer.json["created_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
+        assert abs(datetime.now(UTC) - created_at.replace(tzinfo=UTC)) < timedelta(minutes=1)
+
+        # They come back as parameters, too: in a cursor, in a tag.
+        first_page = client.get(f"{tasks}?limit=1", headers=headers)
+        next_page = client.get(first_page.headers["Link"].split(">")[0][1:], headers=headers)
+        assert (first_page.json, next_page.json) == ([newer.json], [older.json])
+        version = headers | {"If-Match": newer.headers["ETag"]}
+        assert client.delete(newer.headers["Location"], headers=version).status_code == 204
 
 
 @pytest.mark.parametrize("user_id", ["", "a\0b", "\ud800", "x" * 1025])

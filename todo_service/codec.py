@@ -11,8 +11,8 @@ from werkzeug.datastructures import Headers
 
 
 def encode(value: object) -> bytes:
-    """Compact JSON; times in RFC 3339, UTC, with Z."""
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    """Compact JSON; times, naive ones in UTC, as RFC 3339 with Z."""
+    return orjson.dumps(value, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
 
 
 def respond(value: object, status: int = 200) -> Response:

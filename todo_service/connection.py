@@ -11,15 +11,11 @@ from gevent.monkey import is_module_patched
 from gevent.socket import wait_read, wait_readwrite, wait_write
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow
+from psycopg.rows import TupleRow
 from psycopg.waiting import Ready, Wait
 from psycopg_pool import PoolTimeout
 
 from todo_service.settings import LOOPBACK, Settings
-
-# libpq sends it as the start-up parameter TimeZone, which every pooler understands: times come back
-# in UTC whatever the server is set to. A SET per connection would leak through PgBouncer.
-os.environ["PGTZ"] = "UTC"
 
 _T = TypeVar("_T")
 
@@ -28,7 +24,7 @@ _UNDER_GEVENT = is_module_patched("select")
 _WAITS = {Wait.R: wait_read, Wait.W: wait_write, Wait.RW: wait_readwrite}
 
 
-class Connection(psycopg.Connection[DictRow]):
+class Connection(psycopg.Connection[TupleRow]):
     """A connection on which no wait is endless.
 
     The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server

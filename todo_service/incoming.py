@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, request
@@ -54,7 +54,7 @@ def digest_of(data: dict[str, Any]) -> bytes:
 
 def version_tag(updated_at: datetime) -> str:
     """The opaque part of a task's ETag."""
-    return f"{to_microseconds(updated_at):x}"
+    return f"{to_microseconds(updated_at.replace(tzinfo=UTC)):x}"
 
 
 def read_versions() -> list[datetime] | None:

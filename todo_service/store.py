@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from todo_service.database import check, fetch_all, fetch_one, statement
 
-# A row is the task as the API shows it: its columns in that order, by name.
+# A task as the API shows it; its times are naive, in UTC. Those of parameters are aware.
 Task = dict[str, Any]
 
 
@@ -20,7 +20,7 @@ class Position(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> Position:
-        return cls(task["created_at"], task["id"])
+        return cls(task["created_at"].replace(tzinfo=UTC), task["id"])
 
 
 _CREATE = statement("create_task")
@@ -38,8 +38,10 @@ def list_tasks(
     """At most `limit` tasks of the user, newest first, from the one after `after` on."""
     created_at, task_id = after or ("infinity", 0)
     if status is None:
-        return fetch_all(_LIST, (user_id, created_at, task_id, limit))
-    return fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit))
+        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit))
+    else:
+        rows = fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit))
+    return [_task(row) for row in rows]
 
 
 def pages_of_tasks(
@@ -52,7 +54,8 @@ def pages_of_tasks(
 
 
 def get_task(user_id: str, task_id: int) -> Task | None:
-    return fetch_one(_GET, (user_id, task_id), repeatable=True)
+    row = fetch_one(_GET, (user_id, task_id), repeatable=True)
+    return None if row is None else _task(row)
 
 
 def create_task(
@@ -76,8 +79,8 @@ def create_task(
     )
     if row is None:
         return None
-    replays = row.pop("idempotency_replays")
-    return row, replays > 0
+    *columns, replays = row
+    return _task(columns), replays > 0
 
 
 def update_task(
@@ -88,7 +91,7 @@ def update_task(
     versions: Sequence[datetime] | None = None,
 ) -> Task | None:
     """Change the given fields. With `versions`, only if the task last changed at one of them."""
-    return fetch_one(
+    row = fetch_one(
         _UPDATE,
         (
             changes.get("title"),
@@ -101,6 +104,7 @@ def update_task(
             versions,
         ),
     )
+    return None if row is None else _task(row)
 
 
 def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | None = None) -> bool:
@@ -116,4 +120,18 @@ def check_schema() -> None:
 def delete_user(user_id: str) -> int | None:
     """Delete a user with all tasks and say how many there were; None if there is no such user."""
     row = fetch_one(_DELETE_USER, (user_id, user_id))
-    return None if row is None else row["tasks"]
+    return None if row is None else row[0]
+
+
+def _task(row: Sequence[Any]) -> Task:
+    # By hand: psycopg's dict_row takes a twentieth of the time of a list of a hundred.
+    task_id, user_id, title, description, status, created_at, updated_at = row
+    return {
+        "id": task_id,
+        "user_id": user_id,
+        "title": title,
+        "description": description,
+        "status": status,
+        "created_at": created_at,
+        "updated_at": updated_at,
+    }
