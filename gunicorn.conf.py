@@ -14,7 +14,7 @@ from gunicorn.glogging import Logger
 
 from todo_service.errors import write_bare_error
 from todo_service.settings import Settings, SettingsError
-from todo_service.worker import Worker
+from todo_service.worker import Worker, http_date
 
 load_dotenv()
 try:
@@ -41,6 +41,9 @@ class OneLinePerRequest(Logger):
 # has no setting for that.
 gunicorn.util.write_error = write_bare_error
 
+# Nor for the Date header, which it would format anew for each response.
+gunicorn.util.http_date = http_date
+
 logger_class = OneLinePerRequest
 bind = f"0.0.0.0:{settings.port}"
 workers = settings.web_concurrency
@@ -56,9 +59,11 @@ graceful_timeout = 20
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# Nothing here asks for the scheme or for a prefix of the path, so no peer is trusted to state them.
+# Nothing here asks for the scheme or for a prefix of the path, so no header can state them, whoever
+# sends it: gunicorn need not compare each peer's address.
 forwarder_headers = ""
 secure_scheme_headers = {}
+forwarded_allow_ips = "*"
 # No second way in.
 control_socket_disable = True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+import time
+from email.utils import formatdate
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,3 +135,13 @@ class DrainingServer(StreamServer):
             self.max_accept = 2048  # gunicorn's backlog
             self._do_read()
         super().close()
+
+
+def http_date(timestamp: float | None = None) -> str:
+    """The time as the Date header has it (RFC 9110 section 5.6.7), formatted once a second."""
+    return _format_date(int(time.time() if timestamp is None else timestamp))
+
+
+@lru_cache(maxsize=1)
+def _format_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)

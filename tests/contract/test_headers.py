@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from email.utils import format_datetime, parsedate_to_datetime
 
 import httpx
 import pytest
@@ -63,6 +65,16 @@ def test_every_response_says_who_may_keep_it(alice: User) -> None:
     for kind, answer in answers(alice, {}).items():
         expected = "no-store" if answer.is_client_error else public.get(kind, "private, no-cache")
         assert answer.headers["Cache-Control"] == expected, kind
+
+
+def test_every_answer_bears_its_own_date(server: str) -> None:
+    for _ in range(2):
+        before = int(time.time())
+        date = httpx.get(f"{server}/health").headers["Date"]
+        answered = parsedate_to_datetime(date)
+        assert format_datetime(answered, usegmt=True) == date
+        assert before <= answered.timestamp() <= time.time()
+        time.sleep(1)
 
 
 def test_time_in_the_database_shows_in_server_timing(alice: User) -> None:
