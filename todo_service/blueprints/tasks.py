@@ -54,7 +54,7 @@ def list_tasks(user_id: str) -> Response:
 
 
 @tasks.post("")
-def create_task(user_id: str) -> tuple[Response, int]:
+def create_task(user_id: str) -> Response:
     data = NEW_TASK.load(read_body())
     key = read_idempotency_key()
     if key is not None:
@@ -63,11 +63,11 @@ def create_task(user_id: str) -> tuple[Response, int]:
     if created is None:
         raise UnprocessableEntity("Idempotency-Key was used before with another request body")
     task, replayed = created
-    response = _answer(task)
+    response = _answer(task, 201)
     response.headers["Location"] = url_for(".get_task", user_id=user_id, task_id=task["id"])
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
-    return response, 201
+    return response
 
 
 @tasks.get("/<task_id:task_id>")
@@ -127,8 +127,8 @@ def _refuse(user_id: str, task_id: int, versions: list[datetime] | None) -> NoRe
     raise PreconditionFailed("Task was modified")
 
 
-def _answer(task: Task) -> Response:
-    response = respond(task)
+def _answer(task: Task, status: int = 200) -> Response:
+    response = respond(task, status)
     response.set_etag(version_tag(task["updated_at"]))
     return response
 
