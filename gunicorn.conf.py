@@ -60,7 +60,8 @@ limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
 # Nothing here asks for the scheme or for a prefix of the path, so no header can state them, whoever
-# sends it: gunicorn need not compare each peer's address.
+# sends it: gunicorn need not compare each peer's address. GUNICORN_CMD_ARGS that turn on such
+# headers, or HTTP/2, should name the peers again.
 forwarder_headers = ""
 secure_scheme_headers = {}
 forwarded_allow_ips = "*"

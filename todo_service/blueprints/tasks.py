@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -106,9 +106,9 @@ def delete_task(user_id: str, task_id: str) -> Response:
 
 
 @lru_cache(maxsize=128)
-def _read_query(_: bytes) -> dict[str, Any]:
-    """What a list's query string asks for. Remembered: most clients send the same few."""
-    query: dict[str, Any] = LIST_QUERY.load(request.args)
+def _read_query(_: bytes) -> Mapping[str, Any]:
+    """What a list asks for, by the request's query string. Most clients send the same few."""
+    query: Mapping[str, Any] = LIST_QUERY.load(request.args)
     return query
 
 
