@@ -76,11 +76,14 @@ def test_statements_that_return_a_task_return_the_same_columns_in_the_same_order
 
 @pytest.fixture(scope="module")
 def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
-    """200,000 tasks of one user and 20,000 of others, gone again afterwards."""
+    """200,000 tasks of one user and 20,000 of others, gone again afterwards.
+
+    And thousands of users: a handful fits a page, and reading that is cheaper than any index.
+    """
     user = f"crowd-{uuid4()}"
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO users (id) SELECT %s || n FROM generate_series(0, 20) n", (user,)
+            "INSERT INTO users (id) SELECT %s || n FROM generate_series(0, 5000) n", (user,)
         )
         connection.execute(
             "INSERT INTO tasks (user_id, title, status, created_at)"
@@ -89,7 +92,7 @@ def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
             " now() - n * interval '1 second' FROM generate_series(1, 220000) n",
             (user,),
         )
-        connection.execute("ANALYZE tasks")
+        connection.execute("ANALYZE users, tasks")
         yield connection, user + "0"
         connection.execute("DELETE FROM users WHERE starts_with(id, %s)", (user,))
 
@@ -109,9 +112,7 @@ def test_no_statement_scans_the_table(
         rows = connection.execute(explain, parameters, prepare=True).fetchone()
         nodes = list(walk(rows[0][0]["Plan"]))
 
-    # Of tasks: a handful of users fits a page, and reading that is cheaper than any index.
-    scanned = [n["Relation Name"] for n in nodes if n["Node Type"] == "Seq Scan"]
-    assert "tasks" not in scanned, nodes
+    assert not [node for node in nodes if node["Node Type"] == "Seq Scan"], nodes
     assert not [node for node in nodes if node["Node Type"] == "Sort"], nodes
     # Whatever it is given to look for, it looks at no more than it returns.
     assert sum(node.get("Rows Removed by Filter", 0) for node in nodes) <= 1
