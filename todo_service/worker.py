@@ -31,6 +31,7 @@ class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: set[RequestWait] = set()
+        self.servers: list[DrainingServer] = []
 
     def init_process(self) -> None:
         # Each request asks for over twenty settings, and gunicorn finds each by two calls.
@@ -43,7 +44,9 @@ class Worker(GeventWorker):
         name = listener.getsockname()
         # What is taken in last is handled when the listening socket, asked for its name, is closed.
         named = SimpleNamespace(getsockname=lambda: name)
-        return DrainingServer(listener, handle=partial(self.handle, named), spawn=spawn)
+        server = DrainingServer(listener, handle=partial(self.handle, named), spawn=spawn)
+        self.servers.append(server)
+        return server
 
     def timeout_ctx(self) -> RequestWait:
         return RequestWait(self.cfg.keepalive, self.waiting)
@@ -72,12 +75,20 @@ class Worker(GeventWorker):
             if unread > self.UNREAD:
                 raise StopIteration
 
-    def handle_exit(self, sig: Any, frame: Any) -> None:
-        super().handle_exit(sig, frame)
-        gevent.spawn_later(self.LINGER, self.close_waiting)
+    def handle_exit(self, *_: Any) -> None:
+        gevent.spawn(self.drain)
 
-    def close_waiting(self) -> None:
-        """Close connections without a request; otherwise they use up the whole grace time."""
+    def drain(self) -> None:
+        """Stop listening before the first client is sent away.
+
+        The base class does so up to a second later. Until then, whoever was told "Connection:
+        close" would come back here, and be reset where that met the closing.
+        """
+        for server in self.servers:
+            server.close()
+        self.alive = False
+        gevent.sleep(self.LINGER)
+        # Connections without a request: otherwise they would use up the whole grace time.
         for wait in list(self.waiting):
             gevent.get_hub().loop.run_callback(wait.give_up)
 

@@ -75,6 +75,20 @@ def test_sigterm_under_load_drops_no_accepted_request(
     assert connections == 0
 
 
+def test_who_is_sent_away_at_the_stop_finds_nobody_listening(serve: Serve) -> None:
+    # Were it still listening, clients that come back would meet the closing, and be reset.
+    server = serve(WEB_CONCURRENCY="1")
+    server.wait()
+
+    with httpx.Client(verify=NO_TLS) as client:
+        server.process.terminate()
+        while (answer := client.get(server.url)).headers.get("Connection") != "close":
+            assert answer.status_code == 200
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+    assert server.process.wait(30) == 0
+
+
 def test_clients_that_stall_do_not_slow_the_others(
     cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
 ) -> None:
