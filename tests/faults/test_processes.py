@@ -81,6 +81,7 @@ def test_who_is_sent_away_at_the_stop_finds_nobody_listening(serve: Serve) -> No
     server.wait()
 
     with httpx.Client(verify=NO_TLS) as client:
+        client.get(server.url)  # from here on connected
         server.process.terminate()
         while (answer := client.get(server.url)).headers.get("Connection") != "close":
             assert answer.status_code == 200
