@@ -7,7 +7,9 @@ from gevent import monkey
 monkey.patch_all()
 
 import sys
+from functools import cache
 
+import gunicorn.http.wsgi
 import gunicorn.util
 from dotenv import load_dotenv
 from gunicorn.glogging import Logger
@@ -43,6 +45,9 @@ gunicorn.util.write_error = write_bare_error
 
 # Nor for the Date header, which it would format anew for each response.
 gunicorn.util.http_date = http_date
+
+# wsgi.errors, too, is otherwise made for each request.
+gunicorn.http.wsgi.WSGIErrorsWrapper = cache(gunicorn.http.wsgi.WSGIErrorsWrapper)
 
 logger_class = OneLinePerRequest
 bind = f"0.0.0.0:{settings.port}"

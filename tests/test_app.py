@@ -116,6 +116,23 @@ def test_times_are_in_utc_whatever_the_time_zone_of_the_sessions(settings: Setti
         assert client.delete(newer.headers["Location"], headers=version).status_code == 204
 
 
+def test_no_connection_holds_on_to_a_list(settings: Settings) -> None:
+    # A page of the longest tasks is megabytes, and each of the connections could hold another.
+    app = create_app(replace(settings, db_pool_size=1))
+    client = app.test_client()
+    alice = f"alice-{uuid4()}"
+    headers, tasks = bearer(alice), f"/api/{alice}/tasks"
+
+    with closing(app.extensions["database"]) as opened:
+        for _ in range(2):
+            client.post(tasks, json={"title": "x"}, headers=headers)
+        assert len(client.get(tasks, headers=headers).json) == 2
+        with opened.pool.connection() as connection:
+            result = connection.own_cursor.pgresult
+
+    assert result is None or result.ntuples <= 1
+
+
 @pytest.mark.parametrize("user_id", ["", "a\0b", "\ud800", "x" * 1025])
 def test_a_user_id_that_cannot_be_stored_is_refused_from_any_authenticator(
     settings: Settings, user_id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg
@@ -32,6 +33,11 @@ class Connection(psycopg.Connection[TupleRow]):
     """
 
     limit: float | None = None
+
+    @cached_property
+    def own_cursor(self) -> psycopg.Cursor[TupleRow]:
+        """For one statement after the other: a new one has to look up each type anew."""
+        return self.cursor(binary=True)
 
     def commit(self) -> None:
         """Nothing to do: in autocommit mode, every statement commits itself."""

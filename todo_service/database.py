@@ -154,7 +154,10 @@ class Database:
             with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                return connection.execute(query, parameters, binary=True).fetchall()
+                rows = connection.own_cursor.execute(query, parameters).fetchall()
+                if len(rows) > 1:
+                    del connection.own_cursor  # It would keep the result, megabytes at worst.
+                return rows
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one
