@@ -36,7 +36,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @cached_property
     def own_cursor(self) -> psycopg.Cursor[TupleRow]:
-        """For one statement after the other: a new one has to look up each type anew."""
+        """For one statement after another: a new cursor would look up each type anew."""
         return self.cursor(binary=True)
 
     def commit(self) -> None:
