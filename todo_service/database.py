@@ -6,27 +6,22 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from select import POLLIN
 
 import psycopg
 from flask import Flask, current_app
 from flask.globals import app_ctx
-from gevent.monkey import get_original
 from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestampBinaryLoader
-from psycopg_pool import ConnectionPool
 
 from todo_service import budget, embedded
 from todo_service.connection import Connection, complete_conninfo, went_away
+from todo_service.pool import Pool
 from todo_service.settings import Settings
 
 SQL = Path(__file__).parent.parent / "sql"
 
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
-
-# The system's own: it never waits here, and gevent's goes through the hub even so.
-_poll = get_original("select", "poll")
 
 # Twice this, for a connection and for an answer, is what /ready may take.
 _CHECK_LIMIT = 2.5
@@ -73,7 +68,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.budget_is_due = False
-        self.pool: ConnectionPool[Connection] = ConnectionPool(
+        self.pool = Pool(
             lambda: self.conninfo,
             connection_class=Connection,
             kwargs={
@@ -85,7 +80,6 @@ class Database:
             max_size=settings.db_pool_size,
             open=False,
             timeout=settings.db_pool_timeout,
-            check=self._check,
             configure=self._configure,
             # A short life for each attempt, and a new one at once: the pool's own back-off would
             # leave a recovered database unused for as long as it had been away.
@@ -173,18 +167,6 @@ class Database:
         if self.budget_is_due:
             self.budget_is_due = False
             budget.report(connection, self.settings)
-
-    def _check(self, connection: Connection) -> None:
-        """Refuse an idle connection that the server has closed, without a round trip.
-
-        Nothing is due on an idle connection, so a readable socket means the server's goodbye. The
-        others have most likely gone with it: drain them, or each would cost the request a wait.
-        """
-        poller = _poll()
-        poller.register(connection.pgconn.socket, POLLIN)
-        if poller.poll(0):
-            self.pool.drain()
-            raise psycopg.OperationalError("the server closed the idle connection")
 
 
 def apply_schema(conninfo: str) -> None:
