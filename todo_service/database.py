@@ -26,6 +26,10 @@ _SCHEMA_LOCK = 7_036_874_417
 # Twice this, for a connection and for an answer, is what /ready may take.
 _CHECK_LIMIT = 2.5
 
+# A connection's cursor keeps its last result. A page of a hundred, with the row that tells whether
+# there is more, may be 2 MB; a longer list is let go with the cursor.
+_KEPT_ROWS = 101
+
 
 def statement(name: str) -> bytes:
     """The text of sql/queries/<name>.sql, read when the module that needs it is imported."""
@@ -149,8 +153,8 @@ class Database:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
                 rows = connection.own_cursor.execute(query, parameters).fetchall()
-                if len(rows) > 1:
-                    del connection.own_cursor  # It would keep the result, megabytes at worst.
+                if len(rows) > _KEPT_ROWS:
+                    del connection.own_cursor
                 return rows
         finally:
             ended = time.perf_counter()
