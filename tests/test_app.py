@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -58,6 +59,21 @@ def test_any_authenticator_can_take_the_place_of_tokens(gateway_app: Flask) -> N
     assert client.get(f"/api/{bob}/tasks", headers=headers).status_code == 403
     assert client.get(f"/api/{alice}/tasks").json == {"error": "Unauthorized"}
     assert client.get(f"/api/{alice}/tasks", headers=bearer(alice)).status_code == 401
+
+
+def test_an_authenticator_may_read_the_body(database_url: str) -> None:
+    def authenticate(request: Request) -> str:
+        return hashlib.sha256(request.get_data()).hexdigest()
+
+    body = b'{"title": "x"}'
+    tasks = f"/api/{hashlib.sha256(body).hexdigest()}/tasks"
+    app = create_app(Settings(database_url=database_url), authenticate)
+    client = app.test_client()
+    json = {"content_type": "application/json"}
+
+    with closing(app.extensions["database"]):
+        assert client.post(tasks, data=body, **json).status_code == 201
+        assert client.post(tasks, data=b" " * 70_000, **json).status_code == 413
 
 
 @pytest.mark.parametrize("prefix", ["/m", "/a b", "/käse", "/日"])

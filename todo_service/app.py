@@ -10,7 +10,26 @@ from flask import Flask, Request
 from werkzeug.routing import MapAdapter
 
 
+class BoundedRequest(Request):
+    @property
+    def max_content_length(self) -> int | None:
+        """MAX_CONTENT_LENGTH, but none for a body whose announced length is within it.
+
+        Such a body ends by itself; for a limit, Werkzeug would put a stream of its own around it.
+        """
+        limit = super().max_content_length
+        if limit is None or self.content_length is None or self.content_length > limit:
+            return limit
+        return None
+
+    @max_content_length.setter
+    def max_content_length(self, value: int | None) -> None:
+        self._max_content_length = value
+
+
 class App(Flask):
+    request_class = BoundedRequest
+
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Take every view and hook as it is: none may be a coroutine (`async def`).
 

@@ -10,7 +10,12 @@ from typing import Any
 from flask import Response, request
 from flask.globals import request_ctx
 from marshmallow import ValidationError
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 
 from todo_service.codec import decode, encode
 from todo_service.schemas import MAX_BODY, from_microseconds, to_microseconds
@@ -22,7 +27,10 @@ _TAG = re.compile("[1-9a-f][0-9a-f]{0,13}")
 def read_body() -> dict[str, Any]:
     """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
     request = request_ctx.request
-    raw = request.get_data(cache=False)
+    try:
+        raw = request.get_data(cache=False)
+    except OSError:
+        raise ClientDisconnected from None
     if len(raw) > MAX_BODY:
         raise RequestEntityTooLarge
     if request.content_length not in (None, len(raw)):

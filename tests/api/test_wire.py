@@ -62,6 +62,14 @@ def test_what_is_not_http_gets_a_json_error(alice: User, request_head: bytes) ->
     assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z -]+\"\}", body.decode())
 
 
+def test_a_body_announced_too_large_is_refused_before_it_is_sent(alice: User) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nContent-Length: 5000000\r\n\r\n"
+
+    status, _, body = send(alice, head)
+
+    assert (status, json.loads(body)) == (413, {"error": "Request body must be at most 64 KiB"})
+
+
 def test_a_body_that_is_cut_short_creates_nothing(alice: User) -> None:
     """The prefix is a whole JSON object: only the length tells that something is missing."""
     body = json.dumps({"title": "Buy milk"}).encode()
