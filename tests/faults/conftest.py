@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
 import time
@@ -44,23 +43,24 @@ class Cluster:
     def stop(self, mode: str) -> None:
         self.control("-m", mode, "stop")
 
-    def processes(self) -> list[psutil.Process]:
-        pid = int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
-        postmaster = psutil.Process(pid)
-        return [postmaster, *postmaster.children()]
-
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Stopped by SIGSTOP: the kernel still accepts connections for it, and nobody answers."""
-        processes = self.processes()
-        for process in processes:
-            process.send_signal(signal.SIGSTOP)
+        pid = int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
+        postmaster = psutil.Process(pid)
+        postmaster.suspend()
+        # Until then, it may start a process that would go on answering.
+        while postmaster.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        children = postmaster.children()
+        for process in children:
+            process.suspend()
         try:
             yield
         finally:
-            for process in processes:
+            for process in [*children, postmaster]:
                 if process.is_running():
-                    process.send_signal(signal.SIGCONT)
+                    process.resume()
 
     def query(self, sql: str, *parameters: object) -> list[tuple]:
         with psycopg.connect(self.url, autocommit=True) as connection:
