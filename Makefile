@@ -34,7 +34,7 @@ $(CHROMIUM) $(PGBOUNCER):
 			apt-get install -y -qq --no-install-recommends $(package) > /dev/null
 
 psql: .venv/installed
-	@$(BIN)/python -c "import sys; from todo_service import embedded; sys.exit(embedded.psql())"
+	@$(BIN)/python -c "import sys; from todo_service import commands; sys.exit(commands.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
 bench: .venv-bench/installed

@@ -2,21 +2,19 @@
 
 from gevent import monkey
 
-# Before anything else is imported: psycopg, its pool and connection.py decide on import whether
-# their locks and waits let other requests run.
+# Before anything else is imported: psycopg and its pool decide on import whether their locks and
+# waits let other requests run.
 monkey.patch_all()
 
 import sys
-from functools import cache
 
-import gunicorn.http.wsgi
-import gunicorn.util
 from dotenv import load_dotenv
 from gunicorn.glogging import Logger
 
-from todo_service.errors import write_bare_error
+from todo_service.log import TIME_FORMAT
+from todo_service.serving import tuning
+from todo_service.serving.worker import Worker
 from todo_service.settings import Settings, SettingsError
-from todo_service.worker import Worker, http_date
 
 load_dotenv()
 try:
@@ -33,21 +31,11 @@ class OneLinePerRequest(Logger):
     """
 
     error_fmt = "time=%(asctime)s level=%(levelname)s logger=%(name)s pid=%(process)d %(message)s"
-    datefmt = "%Y-%m-%dT%H:%M:%S%z"
+    datefmt = TIME_FORMAT
 
     def access(self, *args, **kwargs):
         pass
 
-
-# What gunicorn itself refuses (a malformed request, a header too large) it answers in HTML, and
-# has no setting for that.
-gunicorn.util.write_error = write_bare_error
-
-# Nor for the Date header, which it would format anew for each response.
-gunicorn.util.http_date = http_date
-
-# wsgi.errors, too, is otherwise made for each request.
-gunicorn.http.wsgi.WSGIErrorsWrapper = cache(gunicorn.http.wsgi.WSGIErrorsWrapper)
 
 logger_class = OneLinePerRequest
 bind = f"0.0.0.0:{settings.port}"
@@ -60,18 +48,19 @@ preload_app = True
 keepalive = 95
 # Below the 30 s that platforms leave between SIGTERM and SIGKILL.
 graceful_timeout = 20
+# The whole head may have 32 KiB; serving/worker.py sees to that. These are limits within it.
 # A user id of 1,024 bytes, percent-encoded, fits with a cursor; so does a token of nearly 8 KB.
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# Nothing here asks for the scheme or for a prefix of the path, so no header can state them, whoever
-# sends it: gunicorn need not compare each peer's address. GUNICORN_CMD_ARGS that turn on such
-# headers, or HTTP/2, should name the peers again.
-forwarder_headers = ""
-secure_scheme_headers = {}
-forwarded_allow_ips = "*"
+# A file goes out like any other answer, in pieces that a slow client has to take in time.
+sendfile = False
 # No second way in.
 control_socket_disable = True
+
+
+# Speed only; may be taken out.
+post_fork = tuning.apply
 
 
 def when_ready(server):

@@ -8,7 +8,7 @@ from flask import Flask, Response, request
 
 from bench import data
 from todo_service import auth
-from todo_service.codec import encode
+from todo_service.http import encode
 from todo_service.settings import Settings
 
 _TASK = {

@@ -132,23 +132,6 @@ def test_times_are_in_utc_whatever_the_time_zone_of_the_sessions(settings: Setti
         assert client.delete(newer.headers["Location"], headers=version).status_code == 204
 
 
-def test_no_connection_holds_on_to_a_long_list(settings: Settings) -> None:
-    # A thousand of the longest tasks are 22 MB, and each of the connections could hold others.
-    app = create_app(replace(settings, db_pool_size=1))
-    client = app.test_client()
-    alice = f"alice-{uuid4()}"
-    headers, tasks = bearer(alice), f"/api/{alice}/tasks"
-
-    with closing(app.extensions["database"]) as opened:
-        for _ in range(102):
-            client.post(tasks, json={"title": "x"}, headers=headers)
-        assert len(client.get(tasks, headers=headers).json) == 102
-        with opened.pool.connection() as connection:
-            result = connection.own_cursor.pgresult
-
-    assert result is None or result.ntuples <= 101
-
-
 @pytest.mark.parametrize("user_id", ["", "a\0b", "\ud800", "x" * 1025])
 def test_a_user_id_that_cannot_be_stored_is_refused_from_any_authenticator(
     settings: Settings, user_id: str
@@ -277,8 +260,16 @@ def test_another_database_error_is_a_500(
     assert (answer.status_code, answer.json) == (500, {"error": "Internal server error"})
 
 
+@pytest.fixture
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log as the service sets it up for itself."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(log, "_write_directly", False)
+    log.configure()
+
+
 def test_one_line_is_logged_a_request(
-    client: FlaskClient, capsys: pytest.CaptureFixture[str]
+    client: FlaskClient, own_log: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alice = f"alice-{uuid4()}"
 
@@ -292,10 +283,27 @@ def test_one_line_is_logged_a_request(
     assert re.fullmatch(line, capsys.readouterr().err)
 
 
+def test_who_embeds_the_app_gets_a_record_a_request(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = logging.Handler()
+    lines: list[str] = []
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("todo_service").addHandler(handler)
+    try:
+        client.get("/health")
+    finally:
+        logging.getLogger("todo_service").removeHandler(handler)
+
+    assert [line.partition(" ms=")[0] for line in lines] == ["method=GET route=/health status=200"]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_request_is_logged_in_the_form_of_all_lines(
     client: FlaskClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(log, "_write_directly", False)
     log.configure()
 
     logging.getLogger("todo_service.requests").warning("event=x")
@@ -308,7 +316,7 @@ def test_a_request_is_logged_in_the_form_of_all_lines(
 
 
 def test_above_level_info_requests_leave_no_line(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: Settings, own_log: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = create_app(replace(settings, log_level="WARNING"))
 
@@ -317,7 +325,7 @@ def test_above_level_info_requests_leave_no_line(
 
 
 def test_without_a_standard_error_requests_are_served(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, own_log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # as Python sets it where it was started without one
 
@@ -325,7 +333,7 @@ def test_without_a_standard_error_requests_are_served(
 
 
 def test_a_log_that_nobody_reads_any_more_stops_no_request(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, own_log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -338,7 +346,7 @@ def test_a_log_that_nobody_reads_any_more_stops_no_request(
 
 
 def test_a_log_line_cannot_be_forged(
-    client: FlaskClient, capsys: pytest.CaptureFixture[str]
+    client: FlaskClient, own_log: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     user_id = "x\nlevel=ERROR user=admin \u2028 é"
 
@@ -350,7 +358,10 @@ def test_a_log_line_cannot_be_forged(
 
 
 def test_neither_tokens_nor_secrets_are_logged(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    client: FlaskClient,
+    own_log: None,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     good, bad = sign("alice"), sign("alice", "another secret that is long enough")

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import ENVIRON, ROOT, SECRET
 from todo_service import create_app
-from todo_service.connection import complete_conninfo
+from todo_service.database import complete_conninfo
 from todo_service.settings import Settings, SettingsError
 
 MINIMAL = {"DATABASE_URL": "postgres://u:p4ssw0rd@db.example.com/todo", "JWT_SECRET": SECRET}

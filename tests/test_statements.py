@@ -24,8 +24,8 @@ PARAMETERS = {
     # Somebody without tasks: what there is to delete is not what the look-up costs.
     "delete_user": ("nobody", "nobody"),
     "get_task": ("{user}", 150_000),
-    "list_tasks": ("{user}", NOW, 0, 501),
-    "list_tasks_by_status": ("{user}", "complete", NOW, 0, 501),
+    "list_tasks": ("{user}", NOW, 0, 501, 2**20),
+    "list_tasks_by_status": ("{user}", "complete", NOW, 0, 501, 2**20),
     "update_task": ("x", True, None, "complete", "{user}", 150_000, [NOW], [NOW]),
 }
 

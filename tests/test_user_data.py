@@ -56,15 +56,18 @@ def test_an_export_is_the_list_of_the_api_a_line_a_task(
     user = fill(1201, step)
     fill(3)
 
-    result = runner.invoke(args=["export", user])
-
-    listed = app.test_client().get(
-        f"/api/{user}/tasks", headers={"Authorization": f"Bearer {sign(user)}"}
+    listed = (
+        app.test_client()
+        .get(f"/api/{user}/tasks", headers={"Authorization": f"Bearer {sign(user)}"})
+        .json
     )
+
+    result = runner.invoke(args=["export", user])  # ends with its connections closed
+
     lines = result.stdout.removesuffix("\n").split("\n")
     assert result.exit_code == 0
     assert len(lines) == 1201
-    assert [json.loads(line) for line in lines] == listed.json
+    assert [json.loads(line) for line in lines] == listed
     assert result.stderr.endswith("Exported tasks: 1201\n")
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from todo_service import auth, commands, cors, database, envelope, errors
-from todo_service.app import App
+from todo_service import auth, commands, cors, database, errors, log
 from todo_service.blueprints.docs import docs
 from todo_service.blueprints.health import health
 from todo_service.blueprints.tasks import tasks
@@ -26,7 +25,7 @@ def create_app(
     Raises SettingsError.
     """
     settings = settings or Settings.from_env()
-    app = App(__name__, static_folder=None)
+    app = Flask(__name__, static_folder=None)
     # One byte over the limit is read, because Werkzeug cuts a chunked body off without a word.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
     app.config["VERSION"] = __version__
@@ -36,7 +35,7 @@ def create_app(
     app.url_map.merge_slashes = False
     app.logger.setLevel(settings.log_level)
 
-    envelope.init_app(app)
+    log.init_app(app)
     cors.init_app(app, settings)
     database.init_app(app, settings)
     auth.init_app(app, authenticate or auth.bearer(settings))

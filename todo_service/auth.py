@@ -9,8 +9,7 @@ from threading import Lock
 from typing import Any
 
 import jwt
-from flask import Flask, Request
-from flask.globals import app_ctx, request_ctx
+from flask import Flask, Request, g, request
 from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed
 
 from todo_service.jwks import ALGORITHMS, Jwks
@@ -50,7 +49,6 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
 
     @app.before_request
     def require_owner() -> None:
-        request = request_ctx.request
         # A CORS preflight carries no token (Fetch standard) and OPTIONS shows no data.
         if not request.path.startswith(_PROTECTED) or request.method == "OPTIONS":
             return
@@ -59,7 +57,7 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
             raise invalid_token()
         if not is_storable(user_id):
             raise invalid_token()
-        app_ctx.g.user_id = user_id
+        g.user_id = user_id
         arguments: Mapping[str, Any] | None = request.view_args
         if isinstance(request.routing_exception, MethodNotAllowed):
             arguments = _arguments_of_another_method(app, request)

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import click
 import jwt
+import psycopg
+from dotenv import load_dotenv
 from flask import Flask, current_app
 
-from todo_service import database, store
-from todo_service.codec import encode
+from todo_service import embedded, store
+from todo_service.database import Database, apply_schema
+from todo_service.http import encode
 from todo_service.settings import Settings
 
 _DAY = 24 * 60 * 60
 
-# Rows a statement of an export. A page of the longest tasks is ten megabytes.
-_PAGE = 500
+# What an export reads in one statement.
+_PAGE_TASKS = 500
+_PAGE_BYTES = 1024 * 1024
 
 
 def init_app(app: Flask, settings: Settings) -> None:
     @app.cli.command("init-db")
     def init_db() -> None:
         """Apply sql/schema.sql to DATABASE_URL. Safe to repeat; never drops data."""
-        database.apply_schema(current_app.extensions["database"].conninfo)
+        with _reached() as database:
+            apply_schema(database.conninfo)
         click.echo("The schema is in place.")
 
     @app.cli.command("token")
@@ -42,9 +52,10 @@ def init_app(app: Flask, settings: Settings) -> None:
     def export(user: str) -> None:
         """Write all tasks of USER to standard output, newest first, one JSON object a line."""
         count = 0
-        for page in store.pages_of_tasks(user, size=_PAGE):
-            click.echo(b"\n".join(map(encode, page)))
-            count += len(page)
+        with _reached():
+            for page in store.pages_of_tasks(user, limit=_PAGE_TASKS, size=_PAGE_BYTES):
+                click.echo(b"\n".join(map(encode, page)))
+                count += len(page)
         # Not on standard output, which holds tasks and nothing else.
         click.echo(f"Exported tasks: {count}", err=True)
 
@@ -53,10 +64,45 @@ def init_app(app: Flask, settings: Settings) -> None:
     @click.confirmation_option(prompt="Delete this user with all tasks, for good?")
     def erase(user: str) -> None:
         """Delete USER with all tasks. Asks first, unless given --yes."""
-        count = store.delete_user(user)
+        with _reached():
+            count = store.delete_user(user)
         if count is None:
             raise click.ClickException(f"there is no user {user!r}")
         click.echo(f"Deleted user {user!r}. Deleted tasks: {count}")
+
+
+@contextmanager
+def _reached() -> Iterator[Database]:
+    """The database of the current app, for one command. A failure is one line and exit code 1."""
+    database: Database = current_app.extensions["database"]
+    try:
+        # Before the pool, which would try again and again, with a warning each time.
+        psycopg.connect(database.conninfo).close()
+        yield database
+    except psycopg.Error as error:
+        raise click.ClickException(describe_failure(error)) from None
+    finally:
+        database.close()
+
+
+def describe_failure(error: psycopg.Error) -> str:
+    """What the driver says, in one line. It never quotes a password."""
+    reason = str(error).strip().partition("\n")[0]
+    return f"the database cannot be used: {reason or type(error).__name__}"
+
+
+def psql() -> int:
+    """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
+    load_dotenv()
+    url = os.environ.get("DATABASE_URL") or embedded.start()
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.ProgrammingError:
+        # Without the driver's words, which quote parts of the URL.
+        sys.exit("DATABASE_URL is not a valid PostgreSQL connection URL")
+    except psycopg.Error as error:
+        sys.exit(describe_failure(error))
+    return subprocess.call([embedded.binaries() / "psql", url, *sys.argv[1:]])
 
 
 def sign_token(settings: Settings, user: str) -> str:

@@ -1,24 +1,33 @@
-"""The connection pool, the statement files, and applying the schema."""
+"""The connection pool, a connection's limits, the statement files, and applying the schema."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from select import POLLIN
+from typing import Any, TypeVar
 
 import psycopg
-from flask import Flask, current_app
-from flask.globals import app_ctx
+from flask import Flask, current_app, g
+from gevent.monkey import get_original
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestampBinaryLoader
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import budget, embedded
-from todo_service.connection import Connection, complete_conninfo, went_away
-from todo_service.pool import Pool
-from todo_service.settings import Settings
+from todo_service.log import Trace
+from todo_service.settings import LOOPBACK, Settings
 
 SQL = Path(__file__).parent.parent / "sql"
+
+_T = TypeVar("_T")
 
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
@@ -26,9 +35,8 @@ _SCHEMA_LOCK = 7_036_874_417
 # Twice this, for a connection and for an answer, is what /ready may take.
 _CHECK_LIMIT = 2.5
 
-# A connection's cursor keeps its last result. A page of a hundred, with the row that tells whether
-# there is more, may be 2 MB; a longer list is let go with the cursor.
-_KEPT_ROWS = 101
+# The system's own poll, under gevent too: it is asked without waiting, and gevent's costs more.
+_poll = get_original("select", "poll")
 
 
 def statement(name: str) -> bytes:
@@ -62,6 +70,35 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.extensions["database"] = Database(settings)
 
 
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection on which no wait is endless.
+
+    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
+    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
+    """
+
+    limit: float | None = None
+
+    @cached_property
+    def one_cursor(self) -> psycopg.Cursor[TupleRow]:
+        """For one statement after another: a new cursor would look up each type anew."""
+        return self.cursor(binary=True)
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        try:
+            return super().wait(gen, interval, self.limit if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            # Still active although the wait is over: the time ran out before the server answered.
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.close()  # so that no later step waits for the same silent server once more
+            raise NoAnswer("no answer from the server in time") from error
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server kept silent for longer than the limit."""
+
+
 class Database:
     """A pool of autocommit connections to one PostgreSQL database.
 
@@ -72,7 +109,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.budget_is_due = False
-        self.pool = Pool(
+        self.pool = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
             kwargs={
@@ -85,6 +122,7 @@ class Database:
             open=False,
             timeout=settings.db_pool_timeout,
             configure=self._configure,
+            check=self._check,
             # A short life for each attempt, and a new one at once: the pool's own back-off would
             # leave a recovered database unused for as long as it had been away.
             reconnect_timeout=0.5,
@@ -136,8 +174,12 @@ class Database:
         """
         try:
             return self._run(query, parameters, limit)
+        except psycopg.errors.FeatureNotSupported:
+            # "cached plan must not change result type": a column has another type since the
+            # statement was prepared. It has not run. New connections prepare it anew.
+            self.pool.drain()
         except psycopg.OperationalError as error:
-            if not (repeatable and went_away(error)):
+            if not (repeatable and _went_away(error)):
                 raise
         return self._run(query, parameters, limit)
 
@@ -149,19 +191,32 @@ class Database:
         asked = time.perf_counter()
         started = None
         try:
-            with self.pool.connection(limit) as connection:
+            with self._connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                rows = connection.own_cursor.execute(query, parameters).fetchall()
-                if len(rows) > _KEPT_ROWS:
-                    del connection.own_cursor
-                return rows
+                return connection.one_cursor.execute(query, parameters).fetchall()
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one
-            g = app_ctx.g
-            g.pool_wait = g.get("pool_wait", 0.0) + started - asked
-            g.database_time = g.get("database_time", 0.0) + ended - started
+            trace: Trace = g.setdefault("trace", Trace())
+            trace.pool_wait += started - asked
+            trace.database_time += ended - started
+
+    @contextmanager
+    def _connection(self, limit: float | None) -> Iterator[Connection]:
+        """The pool's connection(), without the commit at its end: autocommit has done that."""
+        try:
+            connection = self.pool.getconn(limit)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Killed while it waited (Greenlet.kill, gevent.Timeout): its place in the pool's
+                # line stays, and takes a connection for good. Let the pool make one in its stead.
+                self.pool.resize(self.pool.min_size, self.pool.max_size + 1)
+            raise
+        try:
+            yield connection
+        finally:
+            self.pool.putconn(connection)
 
     def _configure(self, connection: Connection) -> None:
         # Naive, and in UTC whatever the session's zone is: aware times take seven times as long to
@@ -171,6 +226,49 @@ class Database:
         if self.budget_is_due:
             self.budget_is_due = False
             budget.report(connection, self.settings)
+
+    def _check(self, connection: Connection) -> None:
+        """Refuse a connection that the server has closed, without asking it.
+
+        Nothing is due on an idle connection, so a readable socket means the server's goodbye. The
+        other idle connections have most likely gone with it.
+        """
+        poller = _poll()
+        poller.register(connection.fileno(), POLLIN)
+        if poller.poll(0):
+            self.pool.drain()
+            raise psycopg.OperationalError("the server closed the idle connection")
+
+
+def _went_away(error: psycopg.OperationalError) -> bool:
+    """Whether the connection was lost under a statement: SQLSTATE 57P01, 57P02, ... or none."""
+    if isinstance(error, PoolTimeout | NoAnswer):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith("57P")
+
+
+def complete_conninfo(url: str, settings: Settings) -> str:
+    """Add to DATABASE_URL what it leaves open; whatever it states itself stands.
+
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+    """
+    stated = conninfo_to_dict(url)
+    defaults: dict[str, Any] = {
+        "application_name": "todo-service",
+        "connect_timeout": 3,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+    host = str(stated.get("hostaddr") or stated.get("host") or "")
+    if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:
+        defaults["sslmode"] = "require"
+    parameters = defaults | stated
+    if settings.db_pooler is None:
+        # PgBouncer refuses the start-up parameter "options"; there, only Connection's limit holds.
+        timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"
+        parameters["options"] = f"{stated.get('options') or ''} {timeout}".strip()
+    return make_conninfo("", **parameters)
 
 
 def apply_schema(conninfo: str) -> None:

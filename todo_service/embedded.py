@@ -12,14 +12,10 @@ import importlib
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import IO, Any
-
-from dotenv import load_dotenv
 
 DATA = Path(__file__).parent.parent / ".data"
 
@@ -58,12 +54,9 @@ def _stop_if_last(server: Any, lock: IO[str], owner: int) -> None:
         time.sleep(0.05)
 
 
-def psql() -> int:
-    """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
-    load_dotenv()
-    url = os.environ.get("DATABASE_URL") or start()
-    binaries = Path(_package().__file__).parent / "pginstall18" / "bin"
-    return subprocess.call([binaries / "psql", url, *sys.argv[1:]])
+def binaries() -> Path:
+    """The folder of psql, pg_ctl and the others."""
+    return Path(_package().__file__).parent / "pginstall18" / "bin"
 
 
 def _package() -> Any:

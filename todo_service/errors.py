@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
+from http import HTTPStatus
 from socket import socket
 
 import psycopg
 from flask import Flask, Response, current_app
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
-from todo_service.codec import encode, respond
-from todo_service.envelope import new_request_id
-from todo_service.log import quote
+from todo_service.http import encode, respond
+from todo_service.log import new_request_id, quote
 from todo_service.schemas import describe
+
+log = logging.getLogger(__name__)
 
 # Where Werkzeug's own sentence would be too chatty, or names things that are not ours.
 _MESSAGES = {
@@ -25,9 +35,20 @@ _MESSAGES = {
     404: "Not found",
     405: "Method not allowed",
     413: "Request body must be at most 64 KiB",
+    414: "Request line must be at most 8190 bytes",
     415: "Content-Type must be application/json",
+    417: "Expectation failed",
+    431: "Request head must be at most 32 KiB, with 100 header fields of 8190 bytes",
     500: "Internal server error",
+    501: "Transfer coding not supported",
     503: "Service temporarily unavailable",
+}
+# What gunicorn refuses with another status than 400.
+_UNPARSED: dict[type[Exception], int] = {
+    LimitRequestLine: 414,
+    ExpectationFailed: 417,
+    LimitRequestHeaders: 431,
+    UnsupportedTransferCoding: 501,
 }
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -35,9 +56,10 @@ _MESSAGES = {
 # system error, transaction rollback (deadlock, serialization).
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
 # By code: lock timeout; a standby or a database that was set read-only; a database that does not
-# hold the schema yet (table, column or constraint for ON CONFLICT missing); and a create whose
-# owner was erased under it, which succeeds when it is repeated.
-_UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10", "23503"})
+# hold the schema yet (table, column or constraint for ON CONFLICT missing) or is just being changed
+# (a prepared statement whose result has another type now); and a create whose owner was erased
+# under it, which succeeds when it is repeated.
+_UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10", "0A000", "23503"})
 
 
 def init_app(app: Flask) -> None:
@@ -101,11 +123,20 @@ def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise
 
 
-def write_bare_error(client: socket, status: int, reason: str, _detail: str) -> None:
-    """Answer a request that was too malformed to reach the application, and close."""
-    body = encode({"error": _MESSAGES.get(status, reason)})
+def answer_unparsed(client: socket, error: Exception) -> None:
+    """Answer, on its connection, what did not become a request of the application.
+
+    What the client sent is not logged: where the syntax is broken, anything can stand anywhere.
+    """
+    status = 500
+    if isinstance(error, ParseException):
+        status = _UNPARSED.get(type(error), 400)
+        log.warning("event=malformed_request status=%d reason=%s", status, type(error).__name__)
+    else:
+        log.error("event=bug", exc_info=error)
+    body = encode({"error": _MESSAGES[status]})
     head = (
-        f"HTTP/1.1 {status} {reason}",
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Connection: close",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
@@ -113,7 +144,8 @@ def write_bare_error(client: socket, status: int, reason: str, _detail: str) -> 
         "X-Content-Type-Options: nosniff",
         f"X-Request-ID: {new_request_id()}",
     )
-    client.sendall("\r\n".join((*head, "", "")).encode() + body)
+    with suppress(OSError):
+        client.sendall("\r\n".join((*head, "", "")).encode() + body)
 
 
 def answer_bug(error: Exception) -> Response:

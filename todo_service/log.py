@@ -1,60 +1,132 @@
-"""What the log looks like: a line an event, key=value, from time and level to the request's id."""
+"""The log: a line an event, key=value, from the time to the request's id; and what identifies a
+request, which every response carries too."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
-from flask import g, has_request_context
+from flask import Flask, Response, g, has_request_context, request
 
 _FORMAT = "time={} level={} logger={} {} request_id={}"
-_TIME = "%Y-%m-%dT%H:%M:%S%z"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+")
 
-_requests = logging.getLogger("todo_service.requests")
+requests = logging.getLogger("todo_service.requests")
+
+
+_write_directly = False
 
 
 def configure() -> None:
-    """Give the service and its libraries their one handler, on standard error."""
+    """Give the service and its libraries their one handler, on standard error.
+
+    For the service's own start. Whoever embeds the app configures logging themselves.
+    """
+    global _write_directly
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     fields = "%(asctime)s", "%(levelname)s", "%(name)s", "%(message)s", "%(request_id)s"
-    logging.basicConfig(format=_FORMAT.format(*fields), datefmt=_TIME, handlers=[handler])
+    logging.basicConfig(format=_FORMAT.format(*fields), datefmt=TIME_FORMAT, handlers=[handler])
+    _write_directly = True
 
 
 class RequestIdFilter(logging.Filter):
     """Gives log records that are written during a request the request's id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+        record.request_id = g.trace.request_id if has_request_context() and "trace" in g else "-"
         return True
 
 
-def write_request_line(message: str, request_id: str) -> None:
-    """Write the one line that every request leaves, at level INFO.
+@dataclass(slots=True)
+class Trace:
+    """What is noted of a request on its way, for its headers and its line in the log."""
 
-    In the same form as a record of the logging package but past it, so that no handler sees it: a
-    record, its locks and its handlers would cost a request a twentieth of its time.
-    """
-    if not _requests.isEnabledFor(logging.INFO):
-        return
-    time_of_day = _format_time(int(time.time()))
-    line = _FORMAT.format(time_of_day, "INFO", _requests.name, message, request_id)
-    try:
-        sys.stderr.write(f"{line}\n")
-    except (AttributeError, OSError, ValueError):
-        return  # There is no standard error, or nobody reads it: no other place to say so.
-
-
-@lru_cache(maxsize=1)
-def _format_time(seconds: int) -> str:
-    return time.strftime(_TIME, time.localtime(seconds))
+    request_id: str = "-"
+    started: float = field(default_factory=time.perf_counter)
+    pool_wait: float = 0.0  # seconds, as is the next
+    database_time: float = 0.0
 
 
 def quote(value: str) -> str:
     """A value of a key=value line: plain, or a JSON string that can hold no line break."""
     return value if _PLAIN.fullmatch(value) else json.dumps(value)
+
+
+def init_app(app: Flask) -> None:
+    app.before_request(start)
+    app.after_request(finish)
+
+
+def start() -> None:
+    """Take the client's request id if it is a valid one, else make one, and start the clock."""
+    sent = request.headers.get("X-Request-ID", "")
+    g.trace = Trace(sent if _REQUEST_ID.fullmatch(sent) else new_request_id())
+
+
+def new_request_id() -> str:
+    return os.urandom(8).hex()
+
+
+def finish(response: Response) -> Response:
+    """Set the headers that do not depend on the route, and log the request."""
+    trace: Trace = g.trace
+    elapsed = (time.perf_counter() - trace.started) * 1000
+    database, pool_wait = trace.database_time * 1000, trace.pool_wait * 1000
+    headers = response.headers
+    # add, not set, which looks for an earlier value: nobody else sends these.
+    headers.add("X-Request-ID", trace.request_id)
+    headers.add("X-Content-Type-Options", "nosniff")
+    # https://www.w3.org/TR/server-timing/
+    headers.add("Server-Timing", f"db;dur={database:.1f}, pool;dur={pool_wait:.1f}")
+    if response.status_code >= 400:
+        headers["Cache-Control"] = "no-store"
+    elif request.path.startswith("/api/"):
+        headers.add("Cache-Control", "private, no-cache")
+    else:
+        headers.setdefault("Cache-Control", "no-cache")
+    rule = request.url_rule
+    _write_request_line(
+        f"method={quote(request.method)} route={_template(rule.rule) if rule else '-'}"
+        f" status={response.status_code} ms={elapsed:.1f} db_ms={database:.1f}"
+        f" pool_ms={pool_wait:.1f} user={quote(g.get('user_id', '-'))}",
+        trace.request_id,
+    )
+    return response
+
+
+def _write_request_line(message: str, request_id: str) -> None:
+    """The one line that every request leaves, at level INFO.
+
+    Where `configure` has set up the log, it is written past the logging package, in the same form:
+    a record costs a request more than a twentieth of its time.
+    """
+    if not _write_directly:
+        requests.info(message)
+    elif requests.isEnabledFor(logging.INFO):
+        time_of_day = _format_time(int(time.time()))
+        line = _FORMAT.format(time_of_day, "INFO", requests.name, message, request_id)
+        try:
+            sys.stderr.write(f"{line}\n")
+        except (AttributeError, OSError, ValueError):
+            return  # There is no standard error, or nobody reads it: no other place to say so.
+
+
+@lru_cache(maxsize=1)
+def _format_time(seconds: int) -> str:
+    return time.strftime(TIME_FORMAT, time.localtime(seconds))
+
+
+@cache
+def _template(rule: str) -> str:
+    """A rule of the URL map as the contract writes it: /api/{user_id}/tasks."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
+from marshmallow import ValidationError
 from werkzeug.routing import BaseConverter
+
+MAX_ID = 2**63 - 1
+
+_ID = re.compile("0*([1-9][0-9]{0,18})")
 
 
 class UserIdConverter(BaseConverter):
@@ -22,10 +28,18 @@ class UserIdConverter(BaseConverter):
 
 
 class TaskIdConverter(BaseConverter):
-    """One segment, checked by the schema later, so that a bad id is a 400.
+    """One segment, as it came: parse_task_id checks it, so that a bad id is a 400 and not a 404.
 
     Never the word that ends a list's path: with a user id such as `team/tasks`, that would be
     taken for a task of `team`.
     """
 
     regex = r"(?!tasks\Z)[^/]+"
+
+
+def parse_task_id(text: str) -> int:
+    """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
+    match = _ID.fullmatch(text)
+    if match is None or int(match[1]) > MAX_ID:
+        raise ValidationError("Invalid task ID")
+    return int(match[1])

@@ -7,7 +7,6 @@ import binascii
 import re
 import struct
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
@@ -22,7 +21,7 @@ from marshmallow import (
     validates_schema,
 )
 
-from todo_service.store import Position
+from todo_service.task import Position, from_microseconds, to_microseconds
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
@@ -30,22 +29,8 @@ DESCRIPTION_LENGTH = 5000
 MAX_BODY = 64 * 1024
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
-MAX_ID = 2**63 - 1
 
 _SERVER_OWNED = frozenset({"id", "user_id", "created_at", "updated_at"})
-_TASK_ID = re.compile("[1-9][0-9]{0,18}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def to_microseconds(time: datetime) -> int:
-    """Microseconds since 1970, the resolution of PostgreSQL's timestamptz."""
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def from_microseconds(count: int) -> datetime:
-    """The inverse of to_microseconds. Raises OverflowError outside the years 1 to 9999."""
-    return _EPOCH + timedelta(microseconds=count)
 
 
 def _not_blank(message: str) -> validate.Validator:
@@ -185,14 +170,6 @@ class ListQuery(Schema):
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
 LIST_QUERY = ListQuery()
-
-
-def parse_task_id(text: str) -> int:
-    """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
-    digits = text.lstrip("0")
-    if _TASK_ID.fullmatch(digits) and (task_id := int(digits)) <= MAX_ID:
-        return task_id
-    raise ValidationError("Invalid task ID")
 
 
 def describe(error: ValidationError) -> str:

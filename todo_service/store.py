@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
 from todo_service.database import check, fetch_all, fetch_one, statement
-
-# A task as the API shows it; its times are naive, in UTC. Those of parameters are aware.
-Task = dict[str, Any]
-
-
-class Position(NamedTuple):
-    """A place in a user's list, newest first: that of the task last seen."""
-
-    created_at: datetime
-    id: int
-
-    @classmethod
-    def of(cls, task: Task) -> Position:
-        return cls(task["created_at"].replace(tzinfo=UTC), task["id"])
-
+from todo_service.task import Position, Task
 
 _CREATE = statement("create_task")
 _DELETE = statement("delete_task")
@@ -33,22 +19,29 @@ _UPDATE = statement("update_task")
 
 
 def list_tasks(
-    user_id: str, *, limit: int, after: Position | None = None, status: str | None = None
+    user_id: str,
+    *,
+    limit: int,
+    size: int,
+    after: Position | None = None,
+    status: str | None = None,
 ) -> list[Task]:
-    """At most `limit` tasks of the user, newest first, from the one after `after` on."""
+    """At most `limit` tasks of the user, newest first, from the one after `after` on.
+
+    Fewer if they are long: after the task with which their texts reach `size` bytes, no more come.
+    """
     created_at, task_id = after or ("infinity", 0)
     if status is None:
-        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit))
+        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit, size))
     else:
-        rows = fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit))
+        rows = fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit, size))
     return [_task(row) for row in rows]
 
 
-def pages_of_tasks(
-    user_id: str, *, size: int, after: Position | None = None, status: str | None = None
-) -> Iterator[list[Task]]:
-    """All tasks of the user from `after` on, at most `size` at a time: a statement a page."""
-    while page := list_tasks(user_id, limit=size, after=after, status=status):
+def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task]]:
+    """All tasks of the user, newest first, a statement a page; `limit` and `size` as above."""
+    after = None
+    while page := list_tasks(user_id, limit=limit, size=size, after=after):
         yield page
         after = Position.of(page[-1])
 

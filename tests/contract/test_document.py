@@ -16,7 +16,7 @@ from psycopg import sql
 
 import todo_service
 from tests.contract.conftest import DOCUMENT
-from todo_service import auth, schemas
+from todo_service import auth, routing, schemas
 from todo_service.schemas import NEW_TASK, TASK_CHANGES
 
 METHODS = {"get", "put", "post", "delete", "patch"}
@@ -166,7 +166,7 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
         )
     )
 
-    assert (task_id["minimum"], task_id["maximum"]) == (1, schemas.MAX_ID)
+    assert (task_id["minimum"], task_id["maximum"]) == (1, routing.MAX_ID)
     assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
     assert user_id["maxLength"] == auth.USER_ID_BYTES
     assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]

@@ -6,49 +6,65 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
-from urllib.parse import urlencode
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import parse_qsl, urlencode
 
 from flask import Blueprint, Response, request, stream_with_context, url_for
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
+from werkzeug.urls import iri_to_uri
 
 from todo_service import store
-from todo_service.codec import encode, respond
 from todo_service.errors import log_if_cut_short
-from todo_service.incoming import (
+from todo_service.http import (
     digest_of,
+    encode,
     read_body,
     read_idempotency_key,
     read_versions,
+    respond,
+    respond_encoded,
     unless_known,
-    version_tag,
 )
-from todo_service.schemas import LIST_QUERY, NEW_TASK, TASK_CHANGES, Cursor, parse_task_id
-from todo_service.store import Position, Task
+from todo_service.routing import parse_task_id
+from todo_service.schemas import LIST_QUERY, NEW_TASK, TASK_CHANGES, Cursor
+from todo_service.task import Position, Task, version_of
 
-# Rows a statement of an unlimited list: enough to make the statements' cost vanish, few enough
-# that a page of the longest tasks is ten megabytes.
-_STREAM_PAGE = 500
+# A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
+_PAGE_BYTES = 1024 * 1024
+# The pieces of a list that is streamed: tasks and bytes. Of a piece, three copies are held for a
+# moment: the page, what is handed to gunicorn, and the chunk that gunicorn makes of it.
+_PIECE_TASKS = 500
+_PIECE_BYTES = 256 * 1024
 
 tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
+
+
+@tasks.before_request
+def read_task_id() -> None:
+    """Give the views a number; a bad one is a 400, but only after token and owner were checked."""
+    arguments = request.view_args
+    if arguments and "task_id" in arguments:
+        arguments["task_id"] = parse_task_id(arguments["task_id"])
 
 
 @tasks.get("")
 def list_tasks(user_id: str) -> Response:
     query = _read_query(request.query_string)
-    size: int = query["limit"] or _STREAM_PAGE
+    limit: int | None = query["limit"]
     status: str | None = query["status"]
-    # One more than wanted tells whether there is more.
-    rows = store.list_tasks(user_id, limit=size + 1, after=query["cursor"], status=status)
-    if query["limit"] is None and len(rows) > size:
-        chunks = log_if_cut_short(_chunks(user_id, rows[:size], status))
-        return Response(stream_with_context(chunks), mimetype="application/json")
-    response = respond(rows[:size])
+    if limit is None:
+        page = _read_page(user_id, _PIECE_TASKS, _PIECE_BYTES, query["cursor"], status)
+        if page.more:
+            pieces = log_if_cut_short(_stream(user_id, page, status))
+            return Response(stream_with_context(pieces), mimetype="application/json")
+    else:
+        page = _read_page(user_id, limit, _PAGE_BYTES, query["cursor"], status)
+    response = respond_encoded(page.body)
     link = ""
-    if len(rows) > size:
-        link = f'<{_next_page(user_id, size, rows[size - 1], status)}>; rel="next"'
+    if page.more:
+        link = f'<{_next_page(user_id, query, page.last)}>; rel="next"'
         response.headers["Link"] = link
-    digest = hashlib.sha256(response.get_data() + link.encode())
+    digest = hashlib.sha256(page.body + link.encode())
     response.set_etag(digest.hexdigest()[:32], weak=True)
     return unless_known(response)
 
@@ -64,15 +80,15 @@ def create_task(user_id: str) -> Response:
         raise UnprocessableEntity("Idempotency-Key was used before with another request body")
     task, replayed = created
     response = _answer(task, 201)
-    response.headers["Location"] = f"{_path(user_id, request.root_path)}/{task['id']}"
+    response.headers["Location"] = _path(".get_task", user_id=user_id, task_id=task["id"])
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
 
 
 @tasks.get("/<task_id:task_id>")
-def get_task(user_id: str, task_id: str) -> Response:
-    task = store.get_task(user_id, parse_task_id(task_id))
+def get_task(user_id: str, task_id: int) -> Response:
+    task = store.get_task(user_id, task_id)
     if task is None:
         raise NotFound("Task not found")
     return unless_known(_answer(task))
@@ -80,35 +96,35 @@ def get_task(user_id: str, task_id: str) -> Response:
 
 @tasks.put("/<task_id:task_id>")
 @tasks.patch("/<task_id:task_id>")
-def update_task(user_id: str, task_id: str) -> Response:
-    number = parse_task_id(task_id)
-    return _update(user_id, number, TASK_CHANGES.load(read_body()))
+def update_task(user_id: str, task_id: int) -> Response:
+    return _update(user_id, task_id, TASK_CHANGES.load(read_body()))
 
 
 @tasks.patch("/<task_id:task_id>/complete")
-def complete_task(user_id: str, task_id: str) -> Response:
-    return _update(user_id, parse_task_id(task_id), {"status": "complete"})
+def complete_task(user_id: str, task_id: int) -> Response:
+    return _update(user_id, task_id, {"status": "complete"})
 
 
 @tasks.patch("/<task_id:task_id>/incomplete")
-def reopen_task(user_id: str, task_id: str) -> Response:
-    return _update(user_id, parse_task_id(task_id), {"status": "incomplete"})
+def reopen_task(user_id: str, task_id: int) -> Response:
+    return _update(user_id, task_id, {"status": "incomplete"})
 
 
 @tasks.delete("/<task_id:task_id>")
-def delete_task(user_id: str, task_id: str) -> Response:
-    number, versions = parse_task_id(task_id), read_versions()
-    if not store.delete_task(user_id, number, versions=versions):
-        _refuse(user_id, number, versions)
+def delete_task(user_id: str, task_id: int) -> Response:
+    versions = read_versions()
+    if not store.delete_task(user_id, task_id, versions=versions):
+        _refuse(user_id, task_id, versions)
     response = Response(status=204)
     del response.headers["Content-Type"]
     return response
 
 
 @lru_cache(maxsize=128)
-def _read_query(_: bytes) -> Mapping[str, Any]:
-    """What a list asks for, by the request's query string. Most clients send the same few."""
-    query: Mapping[str, Any] = LIST_QUERY.load(request.args)
+def _read_query(query_string: bytes) -> Mapping[str, Any]:
+    """What a list's query asks for. Remembered, since most clients send the same few."""
+    parameters = dict(parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True))
+    query: Mapping[str, Any] = LIST_QUERY.load(parameters)
     return query
 
 
@@ -129,31 +145,54 @@ def _refuse(user_id: str, task_id: int, versions: list[datetime] | None) -> NoRe
 
 def _answer(task: Task, status: int = 200) -> Response:
     response = respond(task, status)
-    response.set_etag(version_tag(task["updated_at"]))
+    response.set_etag(version_of(task))
     return response
 
 
-def _next_page(user_id: str, limit: int, last: Task, status: str | None) -> str:
-    cursor = Cursor.encode(Position.of(last))
-    query = {"limit": limit, "cursor": cursor} | ({"status": status} if status else {})
-    return f"{_path(user_id, request.root_path)}?{urlencode(query)}"
+class _Page(NamedTuple):
+    """Tasks as a JSON array, the place of the last of them, and whether there are more."""
+
+    body: bytes
+    last: Position | None
+    more: bool
 
 
-@lru_cache(maxsize=1024)
-def _path(user_id: str, _mount: str) -> str:
-    """The path of a user's list, remembered: to build it takes as long as to check a task."""
-    return url_for(".list_tasks", user_id=user_id)
+def _read_page(
+    user_id: str, limit: int, size: int, after: Position | None, status: str | None
+) -> _Page:
+    """At most `limit` tasks, and about `size` bytes of JSON, but one task at least."""
+    # One more than wanted tells whether there is more.
+    rows = store.list_tasks(user_id, limit=limit + 1, size=size, after=after, status=status)
+    shown = rows[:limit]
+    body = encode(shown)
+    while len(body) >= size and len(shown) > 1:
+        # Whatever the statement left out comes after the last row, which is left for the next page.
+        fitting = len(shown) * size // len(body)
+        shown = shown[: max(1, min(fitting, len(shown) - 1))]
+        body = encode(shown)
+    return _Page(body, Position.of(shown[-1]) if shown else None, len(shown) < len(rows))
 
 
-def _chunks(user_id: str, first: list[Task], status: str | None) -> Iterator[bytes]:
-    """A JSON array, a page at a time, each by a statement of its own.
+def _next_page(user_id: str, query: Mapping[str, Any], last: Position | None) -> str:
+    assert last is not None
+    status = {"status": query["status"]} if query["status"] else {}
+    parameters = {"limit": query["limit"], "cursor": Cursor.encode(last)} | status
+    return f"{_path('.list_tasks', user_id=user_id)}?{urlencode(parameters)}"
+
+
+def _path(endpoint: str, **values: Any) -> str:
+    """url_for, with the mount's name percent-encoded too, as a header needs it."""
+    return iri_to_uri(url_for(endpoint, **values))
+
+
+def _stream(user_id: str, page: _Page, status: str | None) -> Iterator[bytes]:
+    """A JSON array in pieces, each read by a statement of its own.
 
     A failure half-way raises; the server then cuts the connection before the closing bracket.
     """
-    yield b"[" + encode(first)[1:-1]
-    rest = store.pages_of_tasks(
-        user_id, size=_STREAM_PAGE, after=Position.of(first[-1]), status=status
-    )
-    for page in rest:
-        yield b"," + encode(page)[1:-1]
+    yield b"[" + page.body[1:-1]
+    while page.more:
+        page = _read_page(user_id, _PIECE_TASKS, _PIECE_BYTES, page.last, status)
+        if page.last is not None:  # None: the rest was deleted meanwhile
+            yield b"," + page.body[1:-1]
     yield b"]"

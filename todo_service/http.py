@@ -1,0 +1,154 @@
+"""JSON in and out, entity tags, conditions and idempotency keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from typing import Any, NoReturn
+
+import orjson
+from flask import Response, request
+from marshmallow import ValidationError
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
+
+from todo_service.schemas import MAX_BODY
+from todo_service.task import from_microseconds
+
+# How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
+MAX_TAGS = 100
+
+# A version as task.version_of writes it: 14 digits last until the year 4253.
+_VERSION = re.compile("[1-9a-f][0-9a-f]{0,13}")
+
+
+def encode(value: object) -> bytes:
+    """Compact JSON; times, naive ones in UTC, as RFC 3339 with Z."""
+    return orjson.dumps(value, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
+
+
+def respond(value: object, status: int = 200) -> Response:
+    """A JSON response."""
+    return respond_encoded(encode(value), status)
+
+
+def respond_encoded(body: bytes, status: int = 200) -> Response:
+    """A JSON response whose body is JSON already."""
+    return JsonResponse(body, status, content_type="application/json")
+
+
+class JsonResponse(Response):
+    """A response that has its whole body, and the length of it, from the start."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        """The headers as they are: Werkzeug would copy and check each of them once more.
+
+        Except for 304, where Werkzeug takes out those of a body.
+        """
+        if self.status_code == 304:
+            return super().get_wsgi_headers(environ)
+        return self.headers
+
+
+def decode(raw: bytes) -> Any:
+    """Parse RFC 8259 JSON: UTF-8, no NaN or Infinity. Raises ValueError for anything else.
+
+    Not by orjson, which stops at a lone surrogate: the standard library lets it through to the
+    schema, and that can name the field.
+    """
+    try:
+        return _DECODER.decode(raw.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _parse_int(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:  # too long for int(), and for any field of ours
+        return float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int)
+
+
+def read_body() -> dict[str, Any]:
+    """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
+    if request.content_length is not None and request.content_length <= MAX_BODY:
+        # It ends by itself; for a limit, Werkzeug would put a stream of its own around it.
+        request.max_content_length = None
+    try:
+        raw = request.get_data(cache=False)
+    except OSError:  # raised by gunicorn; Werkzeug's own streams raise ClientDisconnected
+        raise ClientDisconnected from None
+    if len(raw) > MAX_BODY:
+        raise RequestEntityTooLarge
+    if request.content_length not in (None, len(raw)):
+        raise BadRequest("Request body was cut short")
+    if raw and request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("Content-Encoding is not supported")
+    try:
+        body = decode(raw)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ValidationError("Request body must be a JSON object")
+    return body
+
+
+def read_idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is None or re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+        return key
+    raise ValidationError("Idempotency-Key must be 1 to 255 visible ASCII characters")
+
+
+def digest_of(data: dict[str, Any]) -> bytes:
+    """SHA-256 of a validated body; the order in which its fields were sent does not matter."""
+    return hashlib.sha256(encode(sorted(data.items()))).digest()
+
+
+def read_versions() -> list[datetime] | None:
+    """The versions that If-Match allows; None if any will do (RFC 9110 section 13.1.1).
+
+    A weak tag, or one that this service never made, matches nothing.
+    """
+    if "If-Match" not in request.headers:
+        return None
+    _count_tags("If-Match")
+    if request.if_match.star_tag:
+        return None
+    return [
+        from_microseconds(int(tag, 16))
+        for tag in request.if_match.as_set()
+        if tag and _VERSION.fullmatch(tag)
+    ]
+
+
+def unless_known(response: Response) -> Response:
+    """304 if the client already has this version (RFC 9110 section 13.1.2)."""
+    if "If-None-Match" in request.headers:
+        _count_tags("If-None-Match")
+        etag, _ = response.get_etag()
+        if etag is not None and request.if_none_match.contains_weak(etag):
+            response.status_code = 304
+    return response
+
+
+def _count_tags(name: str) -> None:
+    """Refuse a header of thousands of tags before they are parsed, which would take a while."""
+    if request.headers[name].count(",") >= MAX_TAGS:
+        raise BadRequest(f"{name} must list at most {MAX_TAGS} tags")

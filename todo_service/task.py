@@ -1,0 +1,38 @@
+"""What a task is, where it stands in a list, and which version of it is meant."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+# A task as the API shows it. Its times are naive, in UTC; times in parameters are aware.
+Task = dict[str, Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Position(NamedTuple):
+    """A place in a user's list, newest first: that of the task last seen."""
+
+    created_at: datetime
+    id: int
+
+    @classmethod
+    def of(cls, task: Task) -> Position:
+        return cls(task["created_at"].replace(tzinfo=UTC), task["id"])
+
+
+def version_of(task: Task) -> str:
+    """The version of a task, as its ETag holds it: updated_at in microseconds, in hexadecimal."""
+    return f"{to_microseconds(task['updated_at'].replace(tzinfo=UTC)):x}"
+
+
+def to_microseconds(time: datetime) -> int:
+    """Microseconds since 1970, the resolution of PostgreSQL's timestamptz."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(count: int) -> datetime:
+    """The inverse of to_microseconds. Raises OverflowError outside the years 1 to 9999."""
+    return _EPOCH + timedelta(microseconds=count)
