@@ -1,4 +1,4 @@
-"""sql/schema.sql: what it refuses, that it can be applied again, and that it equals the service."""
+"""sql/schema.sql: what it refuses, how it is applied, and that it equals the service."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ def test_a_task_needs_an_owner(connection: psycopg.Connection) -> None:
     assert caught.value.diag.constraint_name == "tasks_user_id_fkey"
 
 
+def test_a_deleted_task_needs_an_owner(connection: psycopg.Connection) -> None:
+    with pytest.raises(errors.ForeignKeyViolation) as caught:
+        connection.execute(
+            "INSERT INTO deleted_tasks (user_id, id, deleted_at) VALUES (%s, 1, now())",
+            (f"nobody-{uuid4()}",),
+        )
+
+    assert caught.value.diag.constraint_name == "deleted_tasks_user_id_fkey"
+
+
 def test_the_limits_of_the_service_are_those_of_the_schema(
     connection: psycopg.Connection,
 ) -> None:
@@ -105,19 +115,27 @@ def test_white_space_is_the_same_for_the_service_and_the_schema(
         insert(connection, owner, title=character)
 
 
-def test_deleting_a_user_deletes_the_tasks(connection: psycopg.Connection, owner: str) -> None:
+def test_deleting_a_user_deletes_the_tasks_and_what_is_left_of_deleted_ones(
+    connection: psycopg.Connection, owner: str
+) -> None:
     insert(connection, owner, title="x")
+    connection.execute("INSERT INTO deleted_tasks VALUES (%s, 1, now())", (owner,))
 
     connection.execute("DELETE FROM users WHERE id = %s", (owner,))
 
-    rows = connection.execute("SELECT FROM tasks WHERE user_id = %s", (owner,)).fetchall()
-    assert rows == []
+    left = connection.execute(
+        "SELECT id FROM tasks WHERE user_id = %s"
+        " UNION ALL SELECT id FROM deleted_tasks WHERE user_id = %s",
+        (owner, owner),
+    )
+    assert left.fetchall() == []
 
 
 def test_every_table_and_column_is_explained(connection: psycopg.Connection) -> None:
     silent = connection.execute(
         "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE c.relname IN ('users', 'tasks') AND c.relkind = 'r' AND a.attnum > 0"
+        " WHERE c.relname IN ('users', 'tasks', 'deleted_tasks') AND c.relkind = 'r'"
+        " AND a.attnum > 0"
         " AND (col_description(c.oid, a.attnum) IS NULL OR obj_description(c.oid) IS NULL)"
     ).fetchall()
 
@@ -128,7 +146,7 @@ def test_every_unique_key_starts_with_the_user(connection: psycopg.Connection) -
     keys = connection.execute(
         "SELECT i.indexrelid::regclass::text, a.attname FROM pg_index i"
         " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
-        " WHERE i.indrelid IN ('users'::regclass, 'tasks'::regclass)"
+        " WHERE i.indrelid IN ('users'::regclass, 'tasks'::regclass, 'deleted_tasks'::regclass)"
     ).fetchall()
 
     assert dict(keys) == {
@@ -136,6 +154,8 @@ def test_every_unique_key_starts_with_the_user(connection: psycopg.Connection) -
         "tasks_pkey": "user_id",
         "tasks_newest_idx": "user_id",
         "tasks_idempotency_idx": "user_id",
+        "tasks_changes_idx": "user_id",
+        "deleted_tasks_pkey": "user_id",
     }
 
 
@@ -156,31 +176,133 @@ def describe(url: str) -> list[tuple]:
         ).fetchall()
 
 
-def test_the_first_released_schema_can_be_brought_up_to_date(empty_database: str) -> None:
+@pytest.fixture
+def released(empty_database: str) -> str:
+    """A database with the first released schema and one task of alice."""
     with psycopg.connect(empty_database) as connection:
         connection.execute((SQL.parent / "tests" / "schema-0.1.0.sql").read_bytes())
         connection.execute("INSERT INTO users (id) VALUES ('alice')")
         insert(connection, "alice", title="kept")
-    apply_schema(empty_database)
-    upgraded = describe(empty_database)
+    return empty_database
 
-    with psycopg.connect(empty_database) as connection:
+
+def test_the_first_released_schema_can_be_brought_up_to_date(released: str) -> None:
+    apply_schema(released)
+    upgraded = describe(released)
+
+    with psycopg.connect(released) as connection:
         assert connection.execute("SELECT title FROM tasks").fetchall() == [("kept",)]
-        connection.execute("DROP TABLE tasks, users")
-    apply_schema(empty_database)
+        connection.execute("DROP TABLE deleted_tasks, tasks, users")
+    apply_schema(released)
 
-    assert upgraded == describe(empty_database)
+    assert upgraded == describe(released)
 
 
-def test_the_schema_can_be_applied_by_several_at_once_and_again(empty_database: str) -> None:
+def test_a_clock_starts_no_earlier_than_the_newest_change_and_is_then_left_alone(
+    released: str,
+) -> None:
+    with psycopg.connect(released) as connection:
+        connection.execute("INSERT INTO users (id) VALUES ('bob'), ('carol')")
+        for user, time in (("alice", "2101-01-01"), ("alice", "2100-01-01"), ("bob", "2000-01-01")):
+            insert(connection, user, title="x", updated_at=time)
+    clocks = "SELECT id, extract(year FROM changed_at) > 2099, changed_at FROM users ORDER BY id"
+    apply_schema(released)
+    with psycopg.connect(released) as connection:
+        started = connection.execute(clocks).fetchall()
+        assert [row[:2] for row in started] == [("alice", True), ("bob", False), ("carol", False)]
+        behind = connection.execute(
+            "SELECT FROM tasks JOIN users ON users.id = user_id WHERE updated_at > changed_at"
+        )
+        assert behind.fetchall() == []
+        insert(connection, "bob", title="x", updated_at="2102-01-01")
+
+    apply_schema(released)
+
+    with psycopg.connect(released) as connection:
+        assert connection.execute(clocks).fetchall() == started
+
+
+@pytest.mark.parametrize("database", ["empty_database", "released"])
+def test_the_schema_can_be_applied_by_several_at_once_and_again(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(database)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(apply_schema, [empty_database] * 8))
-    first = describe(empty_database)
+        list(pool.map(apply_schema, [url] * 8))
+    first = describe(url)
     assert len(first) > 20
 
-    apply_schema(empty_database)
+    apply_schema(url)
 
-    assert describe(empty_database) == first
+    assert describe(url) == first
+
+
+def test_an_index_that_an_interrupted_run_left_invalid_is_built_again(released: str) -> None:
+    apply_schema(released)
+    whole = describe(released)
+    index = (
+        "SELECT indisvalid, indexrelid FROM pg_index"
+        " WHERE indexrelid = 'tasks_changes_idx'::regclass"
+    )
+    with psycopg.connect(released) as connection:
+        ((_, old),) = connection.execute(index).fetchall()
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", (old,))
+
+    apply_schema(released)
+
+    with psycopg.connect(released) as connection:
+        ((valid, new),) = connection.execute(index).fetchall()
+    assert (valid, new != old) == (True, True)
+    assert describe(released) == whole
+
+
+def test_a_schema_that_is_in_place_is_applied_beside_open_transactions(released: str) -> None:
+    apply_schema(released)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(released) as other:
+        other.execute("UPDATE users SET changed_at = now()")
+        insert(other, "alice", title="open")
+        other.execute("DELETE FROM deleted_tasks")
+
+        # Would wait for the other one until it gave up.
+        pool.submit(apply_schema, released).result(30)
+
+
+def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(released) as reading,
+        psycopg.connect(released, autocommit=True) as writing,
+    ):
+        # As pg_dump would, for as long as it takes.
+        reading.execute("SELECT FROM users")
+        upgrade = pool.submit(apply_schema, released)
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted"
+        writing.execute("SET lock_timeout = '5s'")
+        waits = 0
+        while waits < 3:
+            (now_waiting,) = writing.execute(waiting).fetchone()
+            # Comes in line behind the upgrade, and is let pass when that gives up for a while.
+            writing.execute("INSERT INTO users (id) VALUES (%s)", (str(uuid4()),))
+            waits += now_waiting
+            assert not upgrade.done()
+        reading.rollback()
+        upgrade.result(30)
+
+    assert "users.changed_at" in {name for _, name, *_ in describe(released)}
+
+
+def test_an_upgrade_that_never_gets_its_lock_says_so(
+    released: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_service.database._LOCK_PATIENCE", 0)
+    before = describe(released)
+
+    with psycopg.connect(released) as reading:
+        reading.execute("SELECT FROM users")
+        with pytest.raises(psycopg.OperationalError, match="another session keeps the tables"):
+            apply_schema(released)
+
+    assert describe(released) == before
 
 
 def test_a_schema_that_fails_leaves_nothing_behind(empty_database: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ _T = TypeVar("_T")
 
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
+
+# For so many seconds it is tried to get the locks that a change of a table needs.
+_LOCK_PATIENCE = 60
 
 # Twice this, for a connection and for an answer, is what /ready may take.
 _CHECK_LIMIT = 2.5
@@ -272,13 +276,64 @@ def complete_conninfo(url: str, settings: Settings) -> str:
 
 
 def apply_schema(conninfo: str) -> None:
-    """Run sql/schema.sql in one transaction; whoever comes meanwhile waits for the lock.
+    """Run sql/schema.sql: on a new database in one transaction, on one in use without a long lock.
 
-    A statement may take its time (an index on a large table). A lock that a request holds may not:
-    waiting for it holds up all requests that come after.
+    Safe when several run it at once. Needs the server's own address: what it sets and locks for its
+    session would stay behind in a pooler, which refuses these options.
     """
-    with psycopg.connect(conninfo) as connection:
-        connection.execute("SET LOCAL statement_timeout = 0")
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
-        connection.execute("SET LOCAL lock_timeout = '10s'")
-        connection.execute((SQL / "schema.sql").read_bytes())
+    schema = (SQL / "schema.sql").read_bytes()
+    tables, *indexes = re.split(rb"^(?=CREATE (?:UNIQUE )?INDEX)", schema, flags=re.MULTILINE)
+    # An index on a large table takes its time, and keeps nobody waiting while it waits for a lock.
+    limits = "-c statement_timeout=0 -c lock_timeout=10min"
+    options = f"{conninfo_to_dict(conninfo).get('options') or ''} {limits}"
+    try:
+        with psycopg.connect(conninfo, autocommit=True, options=options) as connection:
+            _wait_for_turn(connection)
+            if connection.execute("SELECT to_regclass('tasks')").fetchone() == (None,):
+                _run_transaction(connection, schema)
+                return
+            _run_transaction(connection, tables)
+            for index in indexes:
+                _create_index(connection, index)
+    except psycopg.errors.LockNotAvailable as error:
+        raise psycopg.errors.LockNotAvailable(
+            "another session keeps the tables locked; docs/psql.md has a query that shows which"
+        ) from error
+
+
+def _wait_for_turn(connection: psycopg.Connection) -> None:
+    """Take the lock under which one session at a time applies the schema; it ends with the session.
+
+    Not by pg_advisory_lock: who builds an index CONCURRENTLY waits for every statement under way,
+    and so the two would wait for each other.
+    """
+    turn = "SELECT pg_try_advisory_lock(%s)"
+    while connection.execute(turn, (_SCHEMA_LOCK,)).fetchone() != (True,):
+        time.sleep(0.1)
+
+
+def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
+    """Run the statements in one transaction; for a while, once more when a lock is not free."""
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(statements)
+            return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _create_index(connection: psycopg.Connection, statement: bytes) -> None:
+    """Run a CREATE INDEX while others write; an invalid one of an interrupted run is dropped first.
+
+    https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
+    """
+    name = re.findall(rb"INDEX IF NOT EXISTS (\w+)", statement)[0].decode()
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+    if connection.execute(valid, (name,)).fetchone() == (False,):
+        drop = psycopg.sql.SQL("DROP INDEX CONCURRENTLY {}")
+        connection.execute(drop.format(psycopg.sql.Identifier(name)))
+    connection.execute(statement.replace(b"INDEX IF", b"INDEX CONCURRENTLY IF", 1))

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 from todo_service.database import check, fetch_all, fetch_one, statement
-from todo_service.task import Position, Task
+from todo_service.task import Mark, Position, Task
 
+
+class Changes(NamedTuple):
+    """What changed for a user after a mark, as of one instant.
+
+    `tasks` are those that changed, as they are now, and `deleted` the ids of those that are gone,
+    the oldest change first in both. `mark` is where to go on, where `more` of them wait; None is
+    the beginning. `expired` means that the mark given holds no longer: the copy has to be begun
+    anew.
+    """
+
+    tasks: list[Task]
+    deleted: list[int]
+    mark: Mark | None
+    more: bool
+    expired: bool
+
+
+# So long it is known what was deleted; delete_task.sql waits an hour longer before it forgets.
+MARK_LIFETIME = timedelta(days=90)
+
+# A client that finds nothing new gets its own mark back, unless it is older than this.
+_MARK_RENEWAL = timedelta(hours=1)
+
+# So much text may come before the last change of a page, which is then about 1 MiB of JSON.
+PAGE_BYTES = 1 << 20
+
+_CHANGES = statement("list_changes")
+_CLOCK = statement("get_clock")
 _CREATE = statement("create_task")
 _DELETE = statement("delete_task")
 _DELETE_USER = statement("delete_user")
@@ -44,6 +72,47 @@ def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task
     while page := list_tasks(user_id, limit=limit, size=size, after=after):
         yield page
         after = Position.of(page[-1])
+
+
+def get_clock(user_id: str) -> datetime | None:
+    """The time of the user's latest change, which every change moves on; None if there was none."""
+    row = fetch_one(_CLOCK, (user_id,), repeatable=True)
+    return None if row is None else row[0]
+
+
+def list_changes(
+    user_id: str, *, limit: int, after: Mark | None = None, max_bytes: int = PAGE_BYTES
+) -> Changes:
+    """At most `limit` changes of the user, oldest first, from the one after `after` on.
+
+    Fewer where the texts are long: the page ends with the change that takes them past `max_bytes`.
+    """
+    time, task_id = after[:2] if after else ("-infinity", 0)
+    changes = (user_id, time, task_id, limit + 1)
+    known = (time, user_id, time, user_id, time)
+    rows = fetch_all(_CHANGES, (*changes, *changes, limit + 1, *known, limit, max_bytes, user_id))
+    if not rows:
+        return Changes([], [], mark=None, more=False, expired=after is not None)
+    owner_since, read_at = (moment.replace(tzinfo=UTC) for moment in rows[0][:2])
+    ahead, more = rows[-1][2:4]
+    found = [_task(row[4:]) for row in rows if row[4] is not None]
+    mark = after
+    if found:
+        last = found[-1]
+        in_sync_at = after.in_sync_at if after and more else read_at
+        mark = Mark(last["updated_at"].replace(tzinfo=UTC), last["id"], owner_since, in_sync_at)
+    elif after and read_at - after.in_sync_at > _MARK_RENEWAL:
+        mark = after._replace(in_sync_at=read_at)
+    return Changes(
+        tasks=[task for task in found if task["title"] is not None],
+        deleted=[task["id"] for task in found if task["title"] is None],
+        mark=mark,
+        more=bool(more),
+        expired=after is not None
+        and (
+            ahead or after.owner_since != owner_since or read_at - after.in_sync_at > MARK_LIFETIME
+        ),
+    )
 
 
 def get_task(user_id: str, task_id: int) -> Task | None:
@@ -87,6 +156,7 @@ def update_task(
     row = fetch_one(
         _UPDATE,
         (
+            user_id,
             changes.get("title"),
             "description" in changes,
             changes.get("description"),
@@ -102,7 +172,8 @@ def update_task(
 
 def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | None = None) -> bool:
     """Delete a task and say whether there was one. `versions` as in update_task."""
-    return fetch_one(_DELETE, (user_id, task_id, versions, versions)) is not None
+    parameters = (user_id, user_id, task_id, versions, versions, user_id, user_id, user_id)
+    return fetch_one(_DELETE, parameters) is not None
 
 
 def check_schema() -> None:

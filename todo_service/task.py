@@ -23,6 +23,21 @@ class Position(NamedTuple):
         return cls(task["created_at"].replace(tzinfo=UTC), task["id"])
 
 
+class Mark(NamedTuple):
+    """How far a client's copy of a user's tasks has got; all times are aware.
+
+    `changed_at` and `id` are the time and the task of the change last seen. `owner_since` is when
+    the user's row was made: another time means that the user was erased since. `in_sync_at` is when
+    the copy last held everything or, until it does, when it was begun. The time of the change would
+    not tell: perhaps nothing has changed since.
+    """
+
+    changed_at: datetime
+    id: int
+    owner_since: datetime
+    in_sync_at: datetime
+
+
 def version_of(task: Task) -> str:
     """The version of a task, as its ETag holds it: updated_at in microseconds, in hexadecimal."""
     return f"{to_microseconds(task['updated_at'].replace(tzinfo=UTC)):x}"

@@ -1,0 +1,52 @@
+-- What changed for a user after a place, oldest first; a place is the time of a change and the id of its
+-- task. A change is the task as it is now, or the id of a deleted one with null for its title.
+-- One change more than fits the page is read, to tell whether there is more. The page ends early where
+-- its texts are longer than they may be; octet_length looks at no text for that.
+-- Every row begins with what tells whether the place still holds: when the owner's row was made, the time,
+-- and whether the place is later than all that is known of the user: the clock, and what somebody dated
+-- later by hand. A user without changes is one row of these; a user without a row is none.
+-- Parameters: user_id, time and id of the place, how many and one more; these four again; how many and
+-- one more; time, user_id, time, user_id, time; how many, how many bytes, user_id.
+WITH page AS (
+    SELECT
+        id, user_id, title, description, status, created_at, updated_at,
+        lead(id) OVER so_far IS NOT NULL AS more,
+        row_number() OVER so_far AS number,
+        sum(bytes) OVER so_far - bytes AS bytes_before
+    FROM (
+        (
+            SELECT
+                id, user_id, title, description, status, created_at, updated_at,
+                octet_length(title) + coalesce(octet_length(description), 0) AS bytes
+            FROM tasks
+            WHERE user_id = %s
+                AND (updated_at, id) > (%s::timestamptz, %s::bigint)
+            ORDER BY updated_at, id
+            LIMIT %s
+        )
+        UNION ALL
+        (
+            SELECT id, user_id, NULL, NULL, NULL, NULL, deleted_at, 0
+            FROM deleted_tasks
+            WHERE user_id = %s
+                AND (deleted_at, id) > (%s::timestamptz, %s::bigint)
+            ORDER BY deleted_at, id
+            LIMIT %s
+        )
+        ORDER BY updated_at, id
+        LIMIT %s
+    ) AS changes
+    WINDOW so_far AS (ORDER BY updated_at, id ROWS UNBOUNDED PRECEDING)
+)
+SELECT
+    users.created_at,
+    now(),
+    users.changed_at < %s::timestamptz
+        AND NOT EXISTS (SELECT FROM tasks WHERE user_id = %s AND updated_at >= %s::timestamptz)
+        AND NOT EXISTS (SELECT FROM deleted_tasks WHERE user_id = %s AND deleted_at >= %s::timestamptz),
+    page.more,
+    page.id, page.user_id, page.title, page.description, page.status, page.created_at, page.updated_at
+FROM users
+LEFT JOIN page ON page.number <= %s AND page.bytes_before < %s
+WHERE users.id = %s
+ORDER BY page.updated_at, page.id;
