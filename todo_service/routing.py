@@ -30,11 +30,11 @@ class UserIdConverter(BaseConverter):
 class TaskIdConverter(BaseConverter):
     """One segment, as it came: parse_task_id checks it, so that a bad id is a 400 and not a 404.
 
-    Never the word that ends a list's path: with a user id such as `team/tasks`, that would be
-    taken for a task of `team`.
+    Never a word that ends another path. `tasks`: with a user id such as `team/tasks`, the path of
+    the list would be taken for a task of `team`.
     """
 
-    regex = r"(?!tasks\Z)[^/]+"
+    regex = r"(?!(?:tasks|changes)\Z)[^/]+"
 
 
 def parse_task_id(text: str) -> int:

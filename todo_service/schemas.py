@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import struct
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from marshmallow import (
     validates_schema,
 )
 
-from todo_service.task import Position, from_microseconds, to_microseconds
+from todo_service.task import Mark, Position, from_microseconds, to_microseconds
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
@@ -122,30 +121,68 @@ class TaskChanges(TaskBody):
 class Cursor(fields.Field[Position]):
     """A position in a list as an opaque token: created_at, id, and a check sum over both.
 
-    The check sum catches damage and guesses. It is no secret and need not be one: a cursor only
-    says where to go on in the list of whoever sends it.
+    The check sum catches damage and guesses, and a cursor of `changes`. It is no secret and need
+    not be one: a cursor only says where to go on in the list of whoever sends it.
     """
 
     default_error_messages = {"invalid": "Invalid cursor"}
 
     @staticmethod
     def encode(position: Position) -> str:
-        body = struct.pack(">qq", to_microseconds(position.created_at), position.id)
-        return base64.urlsafe_b64encode(body + _check_sum(body)).decode()
+        return _seal(_POSITION.pack(to_microseconds(position.created_at), position.id), b"list")
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Position:
         try:
-            raw = base64.b64decode(value.encode("ascii"), altchars=b"-_", validate=True)
-            created_at, task_id = struct.unpack(">qq", raw[:16])
-            if raw[16:] != _check_sum(raw[:16]):
-                raise ValueError
+            created_at, task_id = _POSITION.unpack(_unseal(value, b"list"))
             return Position(from_microseconds(created_at), task_id)
-        except (ValueError, OverflowError, binascii.Error, struct.error):
+        except (ValueError, OverflowError, struct.error):
             raise self.make_error("invalid") from None
 
 
-def _check_sum(body: bytes) -> bytes:
-    return blake2b(body, digest_size=8, person=b"todo cursor").digest()
+class ChangesCursor(fields.Field[Mark | None]):
+    """A mark in a user's changes as an opaque token; the beginning, None, is all zeros."""
+
+    default_error_messages = {"invalid": "Invalid cursor"}
+
+    @staticmethod
+    def encode(mark: Mark | None) -> str:
+        times = (mark.changed_at, mark.owner_since, mark.in_sync_at) if mark else ()
+        numbers = [mark.id, *map(to_microseconds, times)] if mark else [0, 0, 0, 0]
+        return _seal(_MARK.pack(*numbers), b"changes")
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mark | None:
+        try:
+            task_id, *times = _MARK.unpack(_unseal(value, b"changes"))
+            if task_id == 0:
+                return None
+            changed_at, owner_since, in_sync_at = map(from_microseconds, times)
+            return Mark(changed_at, task_id, owner_since, in_sync_at)
+        except (ValueError, OverflowError, struct.error):
+            raise self.make_error("invalid") from None
+
+
+_POSITION = struct.Struct(">qq")
+_MARK = struct.Struct(">qqqq")
+
+
+def _seal(body: bytes, kind: bytes) -> str:
+    return base64.urlsafe_b64encode(body + _check_sum(body, kind)).decode()
+
+
+def _unseal(token: str, kind: bytes) -> bytes:
+    """What was sealed as the same kind. Raises ValueError for anything else."""
+    raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+    body = raw[:-_CHECK_SUM_BYTES]
+    if raw[-_CHECK_SUM_BYTES:] != _check_sum(body, kind):
+        raise ValueError
+    return body
+
+
+_CHECK_SUM_BYTES = 8
+
+
+def _check_sum(body: bytes, kind: bytes) -> bytes:
+    return blake2b(body, digest_size=_CHECK_SUM_BYTES, person=b"todo " + kind).digest()
 
 
 class Limit(fields.Field[int]):
@@ -167,9 +204,18 @@ class ListQuery(Schema):
     cursor = Cursor(load_default=None)
 
 
+class ChangesQuery(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    limit = Limit(load_default=500)
+    cursor = ChangesCursor(load_default=None)
+
+
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
 LIST_QUERY = ListQuery()
+CHANGES_QUERY = ChangesQuery()
 
 
 def describe(error: ValidationError) -> str:

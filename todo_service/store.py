@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from todo_service.database import check, fetch_all, fetch_one, statement
@@ -53,23 +53,26 @@ def list_tasks(
     size: int,
     after: Position | None = None,
     status: str | None = None,
-) -> list[Task]:
-    """At most `limit` tasks of the user, newest first, from the one after `after` on.
+) -> tuple[datetime | None, list[Task]]:
+    """The user's clock, and at most `limit` tasks, newest first, from the one after `after` on.
 
     Fewer if they are long: after the task with which their texts reach `size` bytes, no more come.
+    The clock is None for a user who never had a task.
     """
     created_at, task_id = after or ("infinity", 0)
     if status is None:
-        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit, size))
+        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit, size, user_id))
     else:
-        rows = fetch_all(_LIST_BY_STATUS, (user_id, status, created_at, task_id, limit, size))
-    return [_task(row) for row in rows]
+        parameters = (user_id, status, created_at, task_id, limit, size, user_id)
+        rows = fetch_all(_LIST_BY_STATUS, parameters)
+    tasks = [_task(row[1:]) for row in rows if row[1] is not None]
+    return (rows[0][0] if rows else None), tasks
 
 
 def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task]]:
     """All tasks of the user, newest first, a statement a page; `limit` and `size` as above."""
     after = None
-    while page := list_tasks(user_id, limit=limit, size=size, after=after):
+    while page := list_tasks(user_id, limit=limit, size=size, after=after)[1]:
         yield page
         after = Position.of(page[-1])
 

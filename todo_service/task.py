@@ -40,7 +40,12 @@ class Mark(NamedTuple):
 
 def version_of(task: Task) -> str:
     """The version of a task, as its ETag holds it: updated_at in microseconds, in hexadecimal."""
-    return f"{to_microseconds(task['updated_at'].replace(tzinfo=UTC)):x}"
+    return version_at(task["updated_at"])
+
+
+def version_at(time: datetime) -> str:
+    """The version that something has since its last change, at a naive time in UTC."""
+    return f"{to_microseconds(time.replace(tzinfo=UTC)):x}"
 
 
 def to_microseconds(time: datetime) -> int:

@@ -1,9 +1,16 @@
 -- A user's tasks, newest first, from behind a given one on: so many rows, or fewer when their texts
 -- together have more than so many bytes. octet_length() knows the size of a text without reading it.
--- Parameters: user_id, created_at and id of the task last seen ('infinity' to start), how many, bytes.
-SELECT id, user_id, title, description, status, created_at, updated_at
-FROM (
-    SELECT id, user_id, title, description, status, created_at, updated_at,
+-- Each row begins with the owner's clock, read in the same instant; a user without tasks is one row of
+-- nulls beside it, a user who never had any is none.
+-- Parameters: user_id, created_at and id of the task last seen ('infinity' to start), how many,
+-- bytes, user_id.
+SELECT
+    users.changed_at,
+    page.id, page.user_id, page.title, page.description, page.status, page.created_at, page.updated_at
+FROM users
+LEFT JOIN (
+    SELECT
+        id, user_id, title, description, status, created_at, updated_at,
         sum(octet_length(title) + coalesce(octet_length(description), 0))
             OVER (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING) AS bytes
     FROM tasks
@@ -11,6 +18,6 @@ FROM (
         AND (created_at, id) < (%s::timestamptz, %s::bigint)
     ORDER BY created_at DESC, id DESC
     LIMIT %s
-) AS page
-WHERE bytes - octet_length(title) - coalesce(octet_length(description), 0) < %s
-ORDER BY created_at DESC, id DESC;
+) AS page ON bytes - octet_length(title) - coalesce(octet_length(description), 0) < %s
+WHERE users.id = %s
+ORDER BY page.created_at DESC, page.id DESC;

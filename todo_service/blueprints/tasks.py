@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlencode
+from zlib import crc32
 
 from flask import Blueprint, Response, request, stream_with_context, url_for
-from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
+from werkzeug.exceptions import Gone, NotFound, PreconditionFailed, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
 from todo_service import store
@@ -26,8 +26,15 @@ from todo_service.http import (
     unless_known,
 )
 from todo_service.routing import parse_task_id
-from todo_service.schemas import LIST_QUERY, NEW_TASK, TASK_CHANGES, Cursor
-from todo_service.task import Position, Task, version_of
+from todo_service.schemas import (
+    CHANGES_QUERY,
+    LIST_QUERY,
+    NEW_TASK,
+    TASK_CHANGES,
+    ChangesCursor,
+    Cursor,
+)
+from todo_service.task import Position, Task, version_at, version_of
 
 # A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
 _PAGE_BYTES = 1024 * 1024
@@ -50,23 +57,46 @@ def read_task_id() -> None:
 @tasks.get("")
 def list_tasks(user_id: str) -> Response:
     query = _read_query(request.query_string)
+    if "If-None-Match" in request.headers:
+        known = unless_known(_tag(Response(), store.get_clock(user_id)))
+        if known.status_code == 304:
+            return known
     limit: int | None = query["limit"]
     status: str | None = query["status"]
     if limit is None:
         page = _read_page(user_id, _PIECE_TASKS, _PIECE_BYTES, query["cursor"], status)
         if page.more:
             pieces = log_if_cut_short(_stream(user_id, page, status))
-            return Response(stream_with_context(pieces), mimetype="application/json")
+            whole = Response(stream_with_context(pieces), mimetype="application/json")
+            return _tag(whole, page.clock)
     else:
         page = _read_page(user_id, limit, _PAGE_BYTES, query["cursor"], status)
-    response = respond_encoded(page.body)
-    link = ""
+    response = _tag(respond_encoded(page.body), page.clock)
     if page.more:
-        link = f'<{_next_page(user_id, query, page.last)}>; rel="next"'
-        response.headers["Link"] = link
-    digest = hashlib.sha256(page.body + link.encode())
-    response.set_etag(digest.hexdigest()[:32], weak=True)
-    return unless_known(response)
+        response.headers["Link"] = f'<{_next_page(user_id, query, page.last)}>; rel="next"'
+    return response
+
+
+@tasks.get("/changes")
+def list_changes(user_id: str) -> Response:
+    query = CHANGES_QUERY.load(_parameters(request.query_string))
+    limit = query["limit"]
+    while True:
+        changes = store.list_changes(user_id, limit=limit, after=query["cursor"])
+        if changes.expired:
+            raise Gone("Cursor has expired")
+        body = encode(
+            {
+                "tasks": changes.tasks,
+                "deleted": changes.deleted,
+                "cursor": ChangesCursor.encode(changes.mark),
+                "more": changes.more,
+            }
+        )
+        if len(body) <= 2 * _PAGE_BYTES or limit == 1:
+            return respond_encoded(body)
+        # Texts full of what JSON escapes: six times as long here as in the database.
+        limit = max(1, (len(changes.tasks) + len(changes.deleted)) // 4)
 
 
 @tasks.post("")
@@ -123,9 +153,20 @@ def delete_task(user_id: str, task_id: int) -> Response:
 @lru_cache(maxsize=128)
 def _read_query(query_string: bytes) -> Mapping[str, Any]:
     """What a list's query asks for. Remembered, since most clients send the same few."""
-    parameters = dict(parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True))
-    query: Mapping[str, Any] = LIST_QUERY.load(parameters)
+    query: Mapping[str, Any] = LIST_QUERY.load(_parameters(query_string))
     return query
+
+
+def _parameters(query_string: bytes) -> dict[str, str]:
+    return dict(parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True))
+
+
+def _tag(response: Response, clock: datetime | None) -> Response:
+    """A list's tag: weak, because the same tasks may come in other pieces; new with each change of
+    any of the user's tasks."""
+    version = version_at(clock) if clock else "0"
+    response.set_etag(f"{version}-{crc32(request.query_string):x}", weak=True)
+    return response
 
 
 def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
@@ -150,9 +191,10 @@ def _answer(task: Task, status: int = 200) -> Response:
 
 
 class _Page(NamedTuple):
-    """Tasks as a JSON array, the place of the last of them, and whether there are more."""
+    """Tasks as a JSON array, the owner's clock, the place of the last task, whether more come."""
 
     body: bytes
+    clock: datetime | None
     last: Position | None
     more: bool
 
@@ -162,7 +204,7 @@ def _read_page(
 ) -> _Page:
     """At most `limit` tasks, and about `size` bytes of JSON, but one task at least."""
     # One more than wanted tells whether there is more.
-    rows = store.list_tasks(user_id, limit=limit + 1, size=size, after=after, status=status)
+    clock, rows = store.list_tasks(user_id, limit=limit + 1, size=size, after=after, status=status)
     shown = rows[:limit]
     body = encode(shown)
     while len(body) >= size and len(shown) > 1:
@@ -170,7 +212,8 @@ def _read_page(
         fitting = len(shown) * size // len(body)
         shown = shown[: max(1, min(fitting, len(shown) - 1))]
         body = encode(shown)
-    return _Page(body, Position.of(shown[-1]) if shown else None, len(shown) < len(rows))
+    last = Position.of(shown[-1]) if shown else None
+    return _Page(body, clock, last, more=len(shown) < len(rows))
 
 
 def _next_page(user_id: str, query: Mapping[str, Any], last: Position | None) -> str:
