@@ -25,6 +25,7 @@ from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
 from todo_service import create_app
 from todo_service.jwks import MAX_SET, Jwks
 from todo_service.settings import Settings
+from todo_service.tokens import VerifiedTokens
 
 
 @pytest.fixture
@@ -379,6 +380,20 @@ def test_a_token_is_verified_once_and_not_past_its_exp(
     monkeypatch.setattr(time, "time", lambda: real_time() + 40)
     ask(client, token)
     assert len(decoded) == 2
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_a_verified_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified = VerifiedTokens()
+    now, ticks = time.time(), time.monotonic()
+    verified.add("token", "alice", now + 900)
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert verified.get("token") == "alice"
+
+    monkeypatch.setattr(time, "monotonic", lambda: ticks + VerifiedTokens.LIFETIME + 1)
+
+    assert verified.get("token") is None
 
 
 def test_neither_tokens_nor_keys_are_logged(
