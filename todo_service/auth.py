@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +14,8 @@ from werkzeug.exceptions import Forbidden, MethodNotAllowed
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings
 from todo_service.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
+
+log = logging.getLogger(__name__)
 
 Authenticator = Callable[[Request], str]
 
@@ -24,13 +29,18 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
     A hook on the app rather than on a blueprint: a route that is added under /api/ is guarded
     wherever it is defined.
     """
+    refusals = RefusalLog()
 
     @app.before_request
     def require_owner() -> None:
         # A CORS preflight carries no token (Fetch standard) and OPTIONS shows no data.
         if not request.path.startswith(_PROTECTED) or request.method == "OPTIONS":
             return
-        user_id = check_user_id(authenticate(request))
+        try:
+            user_id = check_user_id(authenticate(request))
+        except TokenRefused as refused:
+            refusals.write(refused.reason)
+            raise
         g.user_id = user_id
         arguments: Mapping[str, Any] | None = request.view_args
         if isinstance(request.routing_exception, MethodNotAllowed):
@@ -73,3 +83,20 @@ def bearer(settings: Settings) -> Authenticator:
         return user_id
 
     return authenticate
+
+
+class RefusalLog:
+    """Why tokens were refused, a line each, but at most ten in any second.
+
+    At level INFO: tokens expire every day, and nobody on call has to act. Those that are left out
+    are not counted: each request leaves its own line, with its status.
+    """
+
+    def __init__(self) -> None:
+        self._last_ten = deque([float("-inf")] * 10, maxlen=10)
+
+    def write(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - self._last_ten[0] >= 1.0:
+            self._last_ten.append(now)
+            log.info("event=token_refused reason=%s", reason)
