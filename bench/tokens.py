@@ -18,8 +18,9 @@ from flask import Request
 from jwt.algorithms import OKPAlgorithm
 from werkzeug.test import EnvironBuilder
 
-from todo_service.auth import Authenticator, VerifiedTokens, bearer
+from todo_service.auth import Authenticator, bearer
 from todo_service.settings import Settings
+from todo_service.tokens import VerifiedTokens
 
 SECRET = "a shared secret of at least 32 characters"
 CALLS, ROUNDS = 2000, 7

@@ -23,6 +23,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 
+from tests.issuer import Issuer
 from todo_service import create_app, embedded
 from todo_service.database import apply_schema
 from todo_service.settings import Settings
@@ -104,6 +105,14 @@ def client(app: Flask) -> FlaskClient:
 @pytest.fixture
 def runner(app: Flask) -> FlaskCliRunner:
     return app.test_cli_runner()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer()
+    issuer.add_key("first")
+    yield issuer
+    issuer.close()
 
 
 def free_port() -> int:

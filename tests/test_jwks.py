@@ -7,11 +7,9 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,98 +17,15 @@ import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask.testing import FlaskClient
-from jwt.algorithms import get_default_algorithms
 from werkzeug.test import TestResponse
 
 from tests.conftest import Server
+from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
 from todo_service import create_app
-from todo_service.jwks import Jwks
+from todo_service.jwks import MAX_SET, Jwks
 from todo_service.settings import Settings
-
-AUDIENCE = "https://app.example.com"
-MAKE_KEY: dict[str, Callable[[], Any]] = {
-    "EdDSA": ed25519.Ed25519PrivateKey.generate,
-    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "RS256": lambda: rsa.generate_private_key(65537, 2048),
-}
-
-
-class Issuer:
-    """A JWKS server on loopback that can rotate its keys, go slow, fail and count its visitors."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, tuple[str, Any]] = {}
-        self.hits: list[str] = []
-        self.agents: set[str | None] = set()
-        self.status = 200
-        self.delay = 0.0
-        self.body: bytes | None = None
-        self.location: str | None = None
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                issuer.hits.append(self.path)
-                issuer.agents.add(self.headers["User-Agent"])
-                time.sleep(issuer.delay)
-                body = issuer.body if issuer.body is not None else issuer.jwks()
-                self.send_response(issuer.status)
-                if issuer.location:
-                    self.send_header("Location", issuer.location)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/api/auth/jwks"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-        self.thread.start()
-
-    def jwks(self) -> bytes:
-        keys = []
-        for key_id, (algorithm, key) in self.keys.items():
-            public = get_default_algorithms()[algorithm].to_jwk(key.public_key(), as_dict=True)
-            # As Better Auth publishes them: with "alg", without "use".
-            keys.append(
-                {k: v for k, v in public.items() if k != "key_ops"}
-                | {"kid": key_id, "alg": algorithm}
-            )
-        return json.dumps({"keys": keys}).encode()
-
-    def add_key(self, key_id: str, algorithm: str = "EdDSA") -> None:
-        self.keys[key_id] = (algorithm, MAKE_KEY[algorithm]())
-
-    def sign(self, key_id: str, headers: dict[str, Any] | None = None, **claims: object) -> str:
-        algorithm, key = self.keys[key_id]
-        now = int(time.time())
-        payload = {
-            "sub": "alice",
-            "email": "alice@example.com",
-            "iat": now,
-            "exp": now + 900,
-            "iss": AUDIENCE,
-            "aud": AUDIENCE,
-        } | claims
-        payload = {name: value for name, value in payload.items() if value is not None}
-        return jwt.encode(payload, key, algorithm, headers={"kid": key_id} | (headers or {}))
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer()
-    issuer.add_key("first")
-    yield issuer
-    issuer.close()
+from todo_service.tokens import VerifiedTokens
 
 
 @pytest.fixture
@@ -345,6 +260,53 @@ def test_one_unreadable_key_does_not_hide_the_others(issuer: Issuer, client: Fla
     assert ask(client, issuer.sign("first")).status_code == 200
 
 
+def test_keys_that_cannot_be_used_hide_no_other_and_are_named_once(
+    issuer: Issuer,
+    client: FlaskClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def warnings() -> list[str]:
+        lines = [r.getMessage() for r in caplog.records if r.name == "todo_service.jwks"]
+        return [line for line in lines if "unusable" in line]
+
+    (good,) = json.loads(issuer.jwks())["keys"]
+    issuer.add_key("es512", "ES256")
+    unusable = [
+        {"kty": "oct", "kid": "hs", "k": "c2VjcmV0", "alg": "HS256"},
+        {"kty": "OKP", "kid": "none", "alg": "none"},
+        {"kty": "OKP", "kid": "list", "alg": ["EdDSA"]},
+        {"kty": "oct", "kid": "no k"},
+        {"kty": "EC", "kid": "p384", "alg": "ES384", "crv": "P-384"},
+        {"kty": "RSA", "kid": "ps", "alg": "PS256"},
+        {"kty": ["RSA"], "kid": {}},
+        good | {"kid": None},
+        good | {"kid": ["first"]},
+    ]
+    encryption = {"kty": "RSA", "kid": "enc", "alg": "RSA-OAEP", "use": "enc"}
+    issuer.body = json.dumps({"keys": [*unusable, encryption, 5, None, good]}).encode()
+    monkeypatch.setattr(Jwks, "LIFETIME", 0.0)
+    monkeypatch.setattr(Jwks, "INTERVAL", 0.0)
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+    assert ask(client, issuer.sign("first", headers={"kid": "x"})).status_code == 401
+    (warning,) = warnings()
+    for name in ("HS256", "none unreadable", "ES384", "PS256", "EdDSA without kid"):
+        assert name in warning
+    assert "RSA-OAEP" not in warning
+    assert "c2VjcmV0" not in warning
+
+    issuer.body = json.dumps({"keys": [*unusable[:1], good]}).encode()
+    assert ask(client, issuer.sign("first", headers={"kid": "y"})).status_code == 401
+    assert warnings()[1:] == ["event=jwks_keys_unusable keys=HS256"]
+
+
+def test_a_set_of_keys_over_a_megabyte_is_not_read(issuer: Issuer, client: FlaskClient) -> None:
+    issuer.body = issuer.jwks() + b" " * MAX_SET
+
+    assert ask(client, issuer.sign("first")).status_code == 503
+
+
 def test_a_redirect_is_not_followed(issuer: Issuer, client: FlaskClient) -> None:
     other = Issuer()
     other.keys = issuer.keys
@@ -358,7 +320,7 @@ def test_a_redirect_is_not_followed(issuer: Issuer, client: FlaskClient) -> None
 def test_a_slow_issuer_holds_up_nobody_with_a_known_key(
     issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Jwks, "FETCH_TIMEOUT", 0.5)
+    monkeypatch.setattr(Jwks, "WAIT", 0.5)
     assert ask(client, issuer.sign("first")).status_code == 200
     issuer.delay = 1.5
     issuer.add_key("second")
@@ -384,6 +346,22 @@ def test_an_issuer_that_was_down_is_asked_again(
     issuer.status = 200
 
     wait_until(lambda: ask(client, issuer.sign("first")).status_code == 200)
+    assert ask(client, issuer.sign("first", headers={"kid": "forged"})).status_code == 401
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_issuer_that_never_ends_its_answer_is_asked_again_soon(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(Jwks, "WAIT", 0.1)
+    monkeypatch.setattr(Jwks, "DEADLINE", 0.5)
+    monkeypatch.setattr(Jwks, "INTERVAL", 0.2)
+    issuer.drip = part
+    assert ask(client, issuer.sign("first")).status_code == 503
+
+    issuer.drip = None  # The connection that is open goes on as before.
+
+    wait_until(lambda: ask(client, issuer.sign("first")).status_code == 200)
 
 
 def test_a_token_is_verified_once_and_not_past_its_exp(
@@ -402,6 +380,20 @@ def test_a_token_is_verified_once_and_not_past_its_exp(
     monkeypatch.setattr(time, "time", lambda: real_time() + 40)
     ask(client, token)
     assert len(decoded) == 2
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_a_verified_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified = VerifiedTokens()
+    now, ticks = time.time(), time.monotonic()
+    verified.add("token", "alice", now + 900)
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert verified.get("token") == "alice"
+
+    monkeypatch.setattr(time, "monotonic", lambda: ticks + VerifiedTokens.LIFETIME + 1)
+
+    assert verified.get("token") is None
 
 
 def test_neither_tokens_nor_keys_are_logged(

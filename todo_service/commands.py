@@ -18,9 +18,10 @@ from dotenv import load_dotenv
 from flask import Flask, current_app
 
 from todo_service import embedded, store
+from todo_service.check_token import examine
 from todo_service.database import Database, apply_schema
 from todo_service.http import encode
-from todo_service.settings import Settings
+from todo_service.settings import Settings, SettingsError
 
 _DAY = 24 * 60 * 60
 
@@ -46,6 +47,23 @@ def init_app(app: Flask, settings: Settings) -> None:
             raise click.ClickException("JWT_SECRET is not set: only the issuer can sign tokens")
         signed = sign_token(settings, user)
         click.echo(curl_line(settings, user, signed) if curl else signed)
+
+    @app.cli.command("check-token")
+    @click.argument("given", metavar="TOKEN")
+    def check_token(given: str) -> None:
+        """Say whether the service accepts TOKEN, for which user, or why not.
+
+        With - it is read from standard input: a shell's history keeps arguments.
+        """
+        if given == "-":
+            given = sys.stdin.buffer.read().decode(errors="replace")
+        try:
+            accepted, report = examine(given.strip(), settings)
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from None
+        click.echo(report)
+        if not accepted:
+            raise SystemExit(1)
 
     @app.cli.command("export")
     @click.argument("user")

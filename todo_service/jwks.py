@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Lock
+from threading import Lock, Thread
 
-from jwt import PyJWK, PyJWKClient
+from jwt import PyJWK
 from werkzeug.exceptions import ServiceUnavailable
+
+from todo_service.download import DownloadError, download
+from todo_service.log import quote
 
 log = logging.getLogger(__name__)
 
-ALGORITHMS = frozenset({"EdDSA", "ES256", "RS256"})
+ALGORITHMS = ("EdDSA", "ES256", "RS256")
+MAX_SET = 1024 * 1024  # bytes; an issuer's set of keys has a few thousand
 
 
 class Jwks:
     """Looks keys up by id; only an unknown id ever waits for the issuer.
 
-    PyJWT's client fetches and parses. Its own cache is left aside: it forgets the keys when its
-    time is up, issuer or no issuer, and holds everybody up while one fetch is under way.
+    Not PyJWT's client: it forgets the keys when their time is up, issuer or no issuer, and its time
+    limit is for each piece of an answer, however many pieces there are.
     """
 
     LIFETIME = 300.0  # seconds until the set is read again in the background
-    FETCH_TIMEOUT = 3.0  # seconds that one request waits for the issuer
+    WAIT = 3.0  # seconds that one request waits for the issuer
+    DEADLINE = 10.0  # seconds that a fetch may take; an issuer that has to wake up needs a few
     # Fetches on behalf of unknown ids: two at once, then one per interval. That is at most five in
     # any minute per worker process, whatever is sent, and a rotated-in key is found in 20 seconds.
     BURST = 2
     INTERVAL = 20.0
 
     def __init__(self, url: str) -> None:
-        self._client = PyJWKClient(
-            url,
-            cache_jwk_set=False,
-            headers={"User-Agent": "todo-service", "Accept": "application/json"},
-            timeout=self.FETCH_TIMEOUT,
-        )
+        self._url = url
         self._keys: dict[str, PyJWK] = {}
+        self._unusable: set[str] = set()
         self._stale_at = 0.0
         self._spent_until = 0.0
-        self._last: Future[None] | None = None
+        self._fetch: Thread | None = None
+        self._failed = False
         self._lock = Lock()
-        # One thread, started by the first fetch and so after the fork, never two fetches at once.
-        self._executor = ThreadPoolExecutor(1, "jwks")
+
+    def ids(self) -> list[str]:
+        """The ids of the keys that are known now."""
+        return sorted(self._keys)
 
     def find(self, key_id: object) -> PyJWK:
         """The key with this id.
@@ -53,41 +57,71 @@ class Jwks:
         key = self._keys.get(key_id) if isinstance(key_id, str) else None
         if key is not None:
             if time.monotonic() > self._stale_at:
-                self._fetch()
+                self._start_fetch()
             return key
         if not isinstance(key_id, str):
             raise KeyError("kid")
-        fetch = self._fetch()
-        wait([fetch], self.FETCH_TIMEOUT)
+        fetch = self._start_fetch()
+        fetch.join(self.WAIT)
         if key_id in self._keys:
             return self._keys[key_id]
-        if not fetch.done() or fetch.exception() is not None:
+        if fetch.is_alive() or self._failed:
             raise ServiceUnavailable(retry_after=int(self.INTERVAL))
         raise KeyError(key_id)
 
-    def _fetch(self) -> Future[None]:
+    def _start_fetch(self) -> Thread:
         """The fetch under way, else a new one if the budget allows, else the last one."""
         with self._lock:
-            if self._last is not None and not self._last.done():
-                return self._last
+            if self._fetch is not None and self._fetch.is_alive():
+                return self._fetch
             now = time.monotonic()
-            if self._last is None or self._spent_until - now <= self.INTERVAL * (self.BURST - 1):
+            if self._fetch is None or self._spent_until - now <= self.INTERVAL * (self.BURST - 1):
                 self._spent_until = max(self._spent_until, now) + self.INTERVAL
-                self._last = self._executor.submit(self._load)
-                self._last.add_done_callback(_log_failure)
-            return self._last
+                # A daemon: a process that stops does not wait for it.
+                fetch = Thread(target=self._load, name="jwks", daemon=True)
+                fetch.start()
+                self._fetch = fetch
+            return self._fetch
 
     def _load(self) -> None:
-        keys = {
-            key.key_id: key
-            for key in self._client.get_signing_keys()
-            if key.key_id is not None and key.algorithm_name in ALGORITHMS
-        }
+        try:
+            keys, unusable = parse(download(self._url, self.DEADLINE, MAX_SET))
+        except Exception as error:  # Whatever it is, the known keys go on working.
+            self._failed = True
+            reason = str(error) if isinstance(error, DownloadError) else type(error).__name__
+            log.warning("event=jwks_fetch_failed reason=%s", quote(reason))
+            return
         self._keys = keys
         self._stale_at = time.monotonic() + self.LIFETIME
+        self._failed = False
+        if unusable != self._unusable:
+            self._unusable = unusable
+            if unusable:
+                log.warning("event=jwks_keys_unusable keys=%s", quote(", ".join(sorted(unusable))))
 
 
-def _log_failure(fetch: Future[None]) -> None:
-    error = fetch.exception()
-    if error is not None:
-        log.warning("event=jwks_fetch_failed reason=%s", type(error).__name__)
+def parse(body: bytes) -> tuple[dict[str, PyJWK], set[str]]:
+    """The keys of a set by their ids, and what those are called that cannot be used.
+
+    Keys for encryption are neither. One by one: a key that PyJWT cannot read, or that makes it
+    fail, must not hide the others.
+    """
+    keys: dict[str, PyJWK] = {}
+    unusable: set[str] = set()
+    for data in json.loads(body)["keys"]:
+        if not isinstance(data, dict) or data.get("use") not in (None, "sig"):
+            continue
+        try:
+            key = PyJWK(data)
+        except Exception:  # not only its own: KeyError, TypeError, NotImplementedError were seen
+            unusable.add(f"{data.get('alg') or data.get('kty')} unreadable")
+            continue
+        if key.algorithm_name not in ALGORITHMS:
+            unusable.add(key.algorithm_name)
+        elif not isinstance(key.key_id, str):
+            unusable.add(f"{key.algorithm_name} without kid")
+        else:
+            keys[key.key_id] = key
+    if not keys and not unusable:
+        raise DownloadError("no keys")
+    return keys, unusable

@@ -1,0 +1,139 @@
+"""A JWT (RFC 7519) becomes the user it names, or the reason why it is refused."""
+
+from __future__ import annotations
+
+import time
+from hashlib import blake2b
+from threading import Lock
+from typing import Any
+
+import jwt
+from werkzeug.exceptions import HTTPException
+
+from todo_service.jwks import ALGORITHMS, Jwks
+from todo_service.settings import Settings, SettingsError
+
+LEEWAY = 30.0  # seconds of clock skew forgiven
+
+# What jwt.decode and Jwks.find raise, and the reason that it stands for; all else is `malformed`.
+_REASONS: dict[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "expired",
+    jwt.ImmatureSignatureError: "not_yet_valid",
+    jwt.InvalidAudienceError: "audience",
+    jwt.InvalidIssuerError: "issuer",
+    jwt.InvalidAlgorithmError: "algorithm",
+    jwt.InvalidSignatureError: "signature",
+    KeyError: "unknown_key",
+}
+
+
+class Unauthorized(HTTPException):
+    """401 with the challenge that RFC 6750 section 3 asks for."""
+
+    code = 401
+
+    def __init__(self, challenge: str = "Bearer") -> None:
+        super().__init__()
+        self.challenge = challenge
+
+    def get_headers(self, *_: Any) -> list[tuple[str, str]]:
+        return [("WWW-Authenticate", self.challenge)]
+
+
+class TokenRefused(Unauthorized):
+    """A token came, and is not accepted. The reason is for the log: the client is not told."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__('Bearer error="invalid_token"')
+        self.reason = reason
+
+
+class Verifier:
+    """Verifies tokens as the settings say: with JWT_SECRET, or with the keys at JWT_JWKS_URL."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError unless exactly one of the two is set."""
+        if (settings.jwt_secret is None) == (settings.jwt_jwks_url is None):
+            raise SettingsError("exactly one of JWT_SECRET and JWT_JWKS_URL must be set")
+        self.settings = settings
+        self.keys = None if settings.jwt_jwks_url is None else Jwks(settings.jwt_jwks_url)
+        self.algorithms = ("HS256",) if self.keys is None else ALGORITHMS
+
+    def verify(self, token: str) -> tuple[str, int]:
+        """The user id and the `exp` of a good token.
+
+        Raises TokenRefused, or ServiceUnavailable where that depends on a key that the issuer
+        cannot be asked for.
+        """
+        settings, claim = self.settings, self.settings.jwt_user_claim
+        try:
+            key: Any = settings.jwt_secret
+            algorithms = self.algorithms
+            if self.keys is not None:
+                header = jwt.get_unverified_header(token)
+                if header.get("alg") not in algorithms:
+                    raise jwt.InvalidAlgorithmError
+                key = self.keys.find(header.get("kid"))
+                # The key's own: what the token states is only compared with it.
+                algorithms = (key.algorithm_name,)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=algorithms,
+                options={
+                    "require": ["exp", claim],
+                    "verify_aud": settings.jwt_audience is not None,
+                    "verify_sub": False,  # Below, for whichever claim names the user.
+                },
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                leeway=LEEWAY,
+            )
+        except jwt.MissingRequiredClaimError as error:
+            missing = {"aud": "audience", "iss": "issuer", claim: "subject"}
+            raise TokenRefused(missing.get(error.claim, "malformed")) from error
+        # Not only PyJWT's own: it lets ValueError and RecursionError out of rubbish JSON.
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, RecursionError) as error:
+            raise TokenRefused(_REASONS.get(type(error), "malformed")) from error
+        user_id = claims[claim]
+        if not isinstance(user_id, str) or not user_id:
+            raise TokenRefused("subject")
+        return user_id, int(claims["exp"])
+
+
+class VerifiedTokens:
+    """The user ids of tokens that were verified lately, so that a client pays for that once.
+
+    An entry is good until its token's `exp`, and for at most `LIFETIME` seconds, which bounds how
+    long a key that the issuer has withdrawn goes on working. The first is a time of day, the second
+    is not: a clock that is set back prolongs nothing. Holds a digest, never a token.
+    """
+
+    SIZE = 4096
+    LIFETIME = 300.0
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, tuple[str, float, float]] = {}
+        self._lock = Lock()
+
+    def get(self, token: str) -> str | None:
+        entry = self._entries.get(_digest(token))
+        if entry is None:
+            return None
+        user_id, expires_at, good_until = entry
+        if time.time() >= expires_at or time.monotonic() >= good_until:
+            return None
+        return user_id
+
+    def add(self, token: str, user_id: str, expires_at: float) -> None:
+        digest = _digest(token)
+        with self._lock:
+            self._entries.pop(digest, None)
+            if len(self._entries) >= self.SIZE:
+                # The oldest: a dict keeps the order of insertion.
+                del self._entries[next(iter(self._entries))]
+            self._entries[digest] = (user_id, expires_at, time.monotonic() + self.LIFETIME)
+
+
+def _digest(token: str) -> bytes:
+    return blake2b(token.encode(errors="surrogateescape"), digest_size=32).digest()
