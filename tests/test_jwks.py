@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.conftest import Server
+from tests.conftest import ENVIRON, ROOT, Server
 from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
 from todo_service import create_app
 from todo_service.jwks import MAX_SET, Jwks
@@ -449,3 +451,15 @@ def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
     assert "Traceback" not in log
     for token in (issuer.sign("first"), issuer.sign("second")):
         assert token.rpartition(".")[0] not in log
+
+
+@pytest.mark.parametrize("start", ["", "from gevent import monkey; monkey.patch_all()\n"])
+def test_a_process_that_ends_does_not_wait_for_its_fetch(issuer: Issuer, start: str) -> None:
+    issuer.drip = "body"
+    code = f"from todo_service.jwks import Jwks\nJwks({issuer.url!r})._start_fetch()\n"
+
+    done = subprocess.run(
+        [sys.executable, "-c", start + code], cwd=ROOT, env=ENVIRON, timeout=30, check=False
+    )
+
+    assert done.returncode == 0

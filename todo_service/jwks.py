@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from jwt import PyJWK
 from werkzeug.exceptions import ServiceUnavailable
 
-from todo_service.download import DownloadError, download
 from todo_service.log import quote
 
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 MAX_SET = 1024 * 1024  # bytes; an issuer's set of keys has a few thousand
+
+
+class DownloadError(Exception):
+    """An answer came, but not what was asked for; the message says what it was."""
 
 
 class Jwks:
@@ -41,6 +47,7 @@ class Jwks:
         self._stale_at = 0.0
         self._spent_until = 0.0
         self._fetch: Thread | None = None
+        self._give_up_at = 0.0
         self._failed = False
         self._lock = Lock()
 
@@ -72,25 +79,27 @@ class Jwks:
     def _start_fetch(self) -> Thread:
         """The fetch under way, else a new one if the budget allows, else the last one."""
         with self._lock:
-            if self._fetch is not None and self._fetch.is_alive():
-                return self._fetch
             now = time.monotonic()
+            if self._fetch is not None and self._fetch.is_alive() and now < self._give_up_at:
+                return self._fetch
             if self._fetch is None or self._spent_until - now <= self.INTERVAL * (self.BURST - 1):
                 self._spent_until = max(self._spent_until, now) + self.INTERVAL
                 # A daemon: a process that stops does not wait for it.
-                fetch = Thread(target=self._load, name="jwks", daemon=True)
-                fetch.start()
-                self._fetch = fetch
+                self._fetch = Thread(target=self._load, name="jwks", daemon=True)
+                self._give_up_at = now + self.DEADLINE
+                self._fetch.start()
             return self._fetch
 
     def _load(self) -> None:
         try:
-            keys, unusable = parse(download(self._url, self.DEADLINE, MAX_SET))
+            keys, unusable = parse(download(self._url, self.DEADLINE))
         except Exception as error:  # Whatever it is, the known keys go on working.
             self._failed = True
             reason = str(error) if isinstance(error, DownloadError) else type(error).__name__
             log.warning("event=jwks_fetch_failed reason=%s", quote(reason))
             return
+        if current_thread() is not self._fetch:
+            return  # It was given up, and what it brings may be older than what came since.
         self._keys = keys
         self._stale_at = time.monotonic() + self.LIFETIME
         self._failed = False
@@ -98,6 +107,38 @@ class Jwks:
             self._unusable = unusable
             if unusable:
                 log.warning("event=jwks_keys_unusable keys=%s", quote(", ".join(sorted(unusable))))
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Whoever could redirect would name the keys; urllib makes an HTTPError of it."""
+
+
+_opener = build_opener(_NoRedirect)
+
+
+def download(url: str, seconds: float) -> bytes:
+    """The body at this address; given up after so many seconds, or past MAX_SET bytes.
+
+    The time counts between the pieces of the body. A head that never ends is waited for longer,
+    but by nobody: Jwks starts another fetch then.
+    """
+    deadline = time.monotonic() + seconds
+    headers = {"User-Agent": "todo-service", "Accept": "application/json"}
+    request = Request(url, headers=headers)  # noqa: S310 the settings refuse other schemes than http
+    try:
+        with _opener.open(request, timeout=seconds) as response:
+            body = b""
+            while piece := response.read1(65536):
+                body += piece
+                if len(body) > MAX_SET:
+                    raise DownloadError(f"more than {MAX_SET} bytes")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+    except HTTPError as error:
+        with error:
+            raise DownloadError(f"status {error.code}") from None
+    return body
 
 
 def parse(body: bytes) -> tuple[dict[str, PyJWK], set[str]]:
