@@ -31,6 +31,20 @@ HALF_WAY, LATER = datetime.now(UTC) - timedelta(seconds=100_000), "2100-01-01"
 # One set of parameters for each statement that reads or changes the tasks of one user.
 PARAMETERS = {
     "create_task": ("{user}", "{user}", "x", None, "complete", "{user}", b"digest"),
+    "create_tasks": (
+        "{user}",
+        ["x", "y"],
+        [None, "z"],
+        ["complete"] * 2,
+        "{user}",
+        None,
+        None,
+        "{user}",
+    ),
+    # Somebody without tasks, here too.
+    "delete_tasks": ("nobody", "nobody", "complete", "nobody", "nobody", "nobody"),
+    "list_tasks_created_at": ("{user}", NOW),
+    "update_tasks": ("nobody", "complete", "nobody", "incomplete"),
     "delete_task": ("{user}", "{user}", 150_000, None, None, "{user}", "{user}", "{user}"),
     # Somebody without tasks: what there is to delete is not what the look-up costs.
     "delete_user": ("nobody", "nobody"),
@@ -98,7 +112,7 @@ def test_a_statement_keeps_to_the_rules_of_the_house(path: Path) -> None:
     assert "clock_timestamp" not in text and "OFFSET" not in text
     # An order that ties leave open would show or skip a row twice.
     for columns in re.findall(r"ORDER BY ((?:[\w.]+(?: DESC)?(?:, )?)+)", text):
-        assert re.search(r"\bid(?: DESC)?$", columns), columns
+        assert re.search(r"\b(id|number)(?: DESC)?$", columns), columns
 
 
 def test_statements_that_return_a_task_return_the_same_columns_in_the_same_order() -> None:
@@ -174,7 +188,8 @@ def test_no_statement_scans_the_table(
         node for node in nodes if "Sort" in node["Node Type"] and node["Actual Rows"] > PAGE
     ]
     # Whatever it is given to look for, it looks at no more than it returns.
-    assert sum(node.get("Rows Removed by Filter", 0) for node in nodes) <= 1
+    tables = [node for node in nodes if "Relation Name" in node]
+    assert sum(node.get("Rows Removed by Filter", 0) for node in tables) <= 1
     assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 1200
 
 

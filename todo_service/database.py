@@ -57,10 +57,12 @@ def fetch_one(
     return rows[0] if rows else None
 
 
-def fetch_all(query: bytes, parameters: Sequence[object]) -> list[TupleRow]:
-    """Run one statement that only reads and return all its rows."""
+def fetch_all(
+    query: bytes, parameters: Sequence[object], *, repeatable: bool = True
+) -> list[TupleRow]:
+    """Run one statement and return all its rows; most such only read, and can be repeated."""
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, repeatable=True)
+    return database.run(query, parameters, repeatable=repeatable)
 
 
 def check(query: bytes, parameters: Sequence[object]) -> None:

@@ -85,15 +85,18 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_in
 
 def read_body() -> dict[str, Any]:
     """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
-    if request.content_length is not None and request.content_length <= MAX_BODY:
-        # It ends by itself; for a limit, Werkzeug would put a stream of its own around it.
-        request.max_content_length = None
+    body = read_object_or_array(max_array=MAX_BODY)
+    if not isinstance(body, dict):
+        raise ValidationError("Request body must be a JSON object")
+    return body
+
+
+def read_object_or_array(max_array: int) -> dict[str, Any] | list[Any]:
+    """As read_body, or a JSON array of at most so many bytes."""
     try:
-        raw = request.get_data(cache=False)
+        raw = _read(max_array)
     except OSError:  # raised by gunicorn; Werkzeug's own streams raise ClientDisconnected
         raise ClientDisconnected from None
-    if len(raw) > MAX_BODY:
-        raise RequestEntityTooLarge
     if request.content_length not in (None, len(raw)):
         raise BadRequest("Request body was cut short")
     if raw and request.mimetype != "application/json":
@@ -104,9 +107,25 @@ def read_body() -> dict[str, Any]:
         body = decode(raw)
     except ValueError:
         body = None
-    if not isinstance(body, dict):
+    if not isinstance(body, dict | list):
         raise ValidationError("Request body must be a JSON object")
     return body
+
+
+def _read(max_array: int) -> bytes:
+    """The whole body; no more of it than is needed to know that it is too large."""
+    if request.content_length is not None and request.content_length <= MAX_BODY:
+        return request.get_data(cache=False)
+    # One byte over a limit is read, because Werkzeug cuts a chunked body off without a word.
+    request.max_content_length = max_array + 1
+    raw: bytes = request.stream.read(MAX_BODY + 1)
+    if len(raw) > MAX_BODY and raw.lstrip(b" \t\r\n")[:1] == b"[":
+        raw += request.stream.read(max_array + 1 - len(raw))
+        if len(raw) > max_array:
+            raise RequestEntityTooLarge("An array of tasks must be at most 1 MiB")
+    elif len(raw) > MAX_BODY:
+        raise RequestEntityTooLarge
+    return raw
 
 
 def read_idempotency_key() -> str | None:
@@ -116,9 +135,12 @@ def read_idempotency_key() -> str | None:
     raise ValidationError("Idempotency-Key must be 1 to 255 visible ASCII characters")
 
 
-def digest_of(data: dict[str, Any]) -> bytes:
+def digest_of(data: dict[str, Any] | list[dict[str, Any]]) -> bytes:
     """SHA-256 of a validated body; the order in which its fields were sent does not matter."""
-    return hashlib.sha256(encode(sorted(data.items()))).digest()
+    fields = (
+        [sorted(item.items()) for item in data] if isinstance(data, list) else sorted(data.items())
+    )
+    return hashlib.sha256(encode(fields)).digest()
 
 
 def read_versions() -> list[datetime] | None:

@@ -26,6 +26,9 @@ TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
 # Bytes. The largest legal task is 5,255 code points of 12 bytes each, as pairs of \u escapes.
 MAX_BODY = 64 * 1024
+# Bytes of an array of tasks, and how many it may hold.
+MAX_ARRAY = 1024 * 1024
+MAX_TASKS = 100
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
 
@@ -80,7 +83,7 @@ def _description(**options: Any) -> fields.String:
 def _status(**options: Any) -> fields.String:
     message = "Invalid status value. Must be 'incomplete' or 'complete'"
     return fields.String(
-        error_messages={"null": message, "invalid": message},
+        error_messages={"required": "Status is required", "null": message, "invalid": message},
         validate=validate.OneOf(STATUSES, error=message),
         **options,
     )
@@ -92,10 +95,12 @@ class TaskBody(Schema):
     class Meta:
         unknown = RAISE
 
-    error_messages = {"unknown": "Unknown field"}
+    error_messages = {"unknown": "Unknown field", "type": "Task must be a JSON object"}
 
     @pre_load
-    def drop_server_owned(self, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    def drop_server_owned(self, data: Any, **_: Any) -> Any:
+        if not isinstance(data, dict):  # an item of an array, refused by what follows
+            return data
         return {name: value for name, value in data.items() if name not in _SERVER_OWNED}
 
 
@@ -103,6 +108,17 @@ class NewTask(TaskBody):
     title = _title(blank="Title is required", required=True)
     description = _description(load_default=None)
     status = _status(load_default="incomplete")
+
+
+class StatusChange(Schema):
+    """What is changed in many tasks at once."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "Unknown field"}
+
+    status = _status(required=True)
 
 
 class TaskChanges(TaskBody):
@@ -204,6 +220,17 @@ class ListQuery(Schema):
     cursor = Cursor(load_default=None)
 
 
+class StatusQuery(Schema):
+    """Which tasks a change of many means. Nothing may be missing: no slip may empty a list."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "Unknown parameter"}
+
+    status = _status(required=True)
+
+
 class ChangesQuery(Schema):
     class Meta:
         unknown = EXCLUDE
@@ -214,20 +241,39 @@ class ChangesQuery(Schema):
 
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
+STATUS_CHANGE = StatusChange()
 LIST_QUERY = ListQuery()
+STATUS_QUERY = StatusQuery()
 CHANGES_QUERY = ChangesQuery()
 
 
 def describe(error: ValidationError) -> str:
-    """All faults, joined by "; ": known fields as declared, then unknown ones by name."""
-    by_field = error.messages if isinstance(error.messages, dict) else {"": error.messages}
-    faults: list[str] = []
+    """All faults, joined by "; ": known fields as declared, then unknown ones by name.
+
+    Those of an array name their item.
+    """
+    messages: dict[Any, Any] = (
+        error.messages if isinstance(error.messages, dict) else {"": error.messages}
+    )
+    if all(isinstance(key, int) for key in messages):
+        faults = [
+            f"Item {number}: {fault}"
+            for number, by_field in sorted(messages.items())
+            for fault in _faults(by_field)
+        ]
+    else:
+        faults = _faults(messages)
+    # A field's name may hold what UTF-8 cannot: a lone surrogate is shown escaped.
+    return "; ".join(faults).encode(errors="backslashreplace").decode()
+
+
+def _faults(by_field: Mapping[str, list[str]]) -> list[str]:
+    known: list[str] = []
     unknown: list[str] = []
     for name, messages in by_field.items():
         for message in messages:
-            if message == TaskBody.error_messages["unknown"]:
+            if message in ("Unknown field", "Unknown parameter"):
                 unknown.append(f"{message}: {name}")
             else:
-                faults.append(message)
-    # A field's name may hold what UTF-8 cannot: a lone surrogate is shown escaped.
-    return "; ".join(faults + sorted(unknown)).encode(errors="backslashreplace").decode()
+                known.append(message)
+    return known + sorted(unknown)

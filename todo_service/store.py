@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -38,12 +38,16 @@ PAGE_BYTES = 1 << 20
 _CHANGES = statement("list_changes")
 _CLOCK = statement("get_clock")
 _CREATE = statement("create_task")
+_CREATE_MANY = statement("create_tasks")
 _DELETE = statement("delete_task")
+_DELETE_MANY = statement("delete_tasks")
 _DELETE_USER = statement("delete_user")
 _GET = statement("get_task")
 _LIST = statement("list_tasks")
 _LIST_BY_STATUS = statement("list_tasks_by_status")
+_LIST_CREATED_AT = statement("list_tasks_created_at")
 _UPDATE = statement("update_task")
+_UPDATE_MANY = statement("update_tasks")
 
 
 def list_tasks(
@@ -148,6 +152,28 @@ def create_task(
     return _task(columns), replays > 0
 
 
+def create_tasks(
+    user_id: str,
+    tasks: Sequence[Mapping[str, str | None]],
+    *,
+    key: str | None = None,
+    digest: bytes | None = None,
+) -> tuple[list[Task], bool] | None:
+    """Create all of the tasks, or find those that the same idempotency key has made before.
+
+    In the order given; of those found, the ones that still exist. Otherwise as create_task.
+    """
+    columns = [[task[name] for task in tasks] for name in ("title", "description", "status")]
+    parameters = (user_id, *columns, user_id, key, digest, user_id)
+    rows = fetch_all(_CREATE_MANY, parameters, repeatable=key is not None)
+    if not rows:
+        return None
+    if rows[0][-1] == 0:
+        return [_task(row[:-1]) for row in rows], False
+    created_at = rows[0][5].replace(tzinfo=UTC)
+    return [_task(row) for row in fetch_all(_LIST_CREATED_AT, (user_id, created_at))], True
+
+
 def update_task(
     user_id: str,
     task_id: int,
@@ -173,10 +199,22 @@ def update_task(
     return None if row is None else _task(row)
 
 
+def update_tasks(user_id: str, *, status: str, to: str) -> int:
+    """Give all tasks of a status another one, and say how many there were."""
+    row = fetch_one(_UPDATE_MANY, (user_id, to, user_id, status))
+    return 0 if row is None else row[0]
+
+
 def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | None = None) -> bool:
     """Delete a task and say whether there was one. `versions` as in update_task."""
     parameters = (user_id, user_id, task_id, versions, versions, user_id, user_id, user_id)
     return fetch_one(_DELETE, parameters) is not None
+
+
+def delete_tasks(user_id: str, *, status: str) -> int:
+    """Delete all tasks of a status, and say how many there were."""
+    row = fetch_one(_DELETE_MANY, (user_id, user_id, status, user_id, user_id, user_id))
+    return 0 if row is None else row[0]
 
 
 def check_schema() -> None:

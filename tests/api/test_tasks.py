@@ -172,7 +172,7 @@ def test_options_needs_no_token_and_lists_the_methods(alice: User) -> None:
     collection, item = alice.options(alice.tasks), alice.options(alice.path(task))
 
     assert {m.strip() for m in collection.headers["Allow"].split(",")} == {
-        "GET", "HEAD", "OPTIONS", "POST",
+        "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST",
     }  # fmt: skip
     assert {m.strip() for m in item.headers["Allow"].split(",")} == {
         "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PUT",

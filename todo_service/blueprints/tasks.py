@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 from zlib import crc32
 
 from flask import Blueprint, Response, request, stream_with_context, url_for
+from marshmallow import ValidationError
 from werkzeug.exceptions import Gone, NotFound, PreconditionFailed, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
@@ -20,6 +21,7 @@ from todo_service.http import (
     encode,
     read_body,
     read_idempotency_key,
+    read_object_or_array,
     read_versions,
     respond,
     respond_encoded,
@@ -29,7 +31,11 @@ from todo_service.routing import parse_task_id
 from todo_service.schemas import (
     CHANGES_QUERY,
     LIST_QUERY,
+    MAX_ARRAY,
+    MAX_TASKS,
     NEW_TASK,
+    STATUS_CHANGE,
+    STATUS_QUERY,
     TASK_CHANGES,
     ChangesCursor,
     Cursor,
@@ -101,19 +107,58 @@ def list_changes(user_id: str) -> Response:
 
 @tasks.post("")
 def create_task(user_id: str) -> Response:
-    data = NEW_TASK.load(read_body())
-    key = read_idempotency_key()
-    if key is not None:
-        data |= {"key": key, "digest": digest_of(data)}
-    created = store.create_task(user_id, **data)
+    body = read_object_or_array(MAX_ARRAY)
+    return _create_many(user_id, body) if isinstance(body, list) else _create(user_id, body)
+
+
+def _create(user_id: str, body: dict[str, Any]) -> Response:
+    data = NEW_TASK.load(body)
+    created = store.create_task(user_id, **data, **_key_of(data))
     if created is None:
-        raise UnprocessableEntity("Idempotency-Key was used before with another request body")
+        raise _key_was_used()
     task, replayed = created
     response = _answer(task, 201)
     response.headers["Location"] = _path(".get_task", user_id=user_id, task_id=task["id"])
+    return _note_replay(response, replayed)
+
+
+def _create_many(user_id: str, body: list[Any]) -> Response:
+    if not 1 <= len(body) <= MAX_TASKS:
+        raise ValidationError(f"Send 1 to {MAX_TASKS} tasks")
+    data = NEW_TASK.load(body, many=True)
+    created = store.create_tasks(user_id, data, **_key_of(data))
+    if created is None:
+        raise _key_was_used()
+    return _note_replay(respond(created[0], 201), created[1])
+
+
+def _key_of(data: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
+    key = read_idempotency_key()
+    return {} if key is None else {"key": key, "digest": digest_of(data)}
+
+
+def _key_was_used() -> UnprocessableEntity:
+    return UnprocessableEntity("Idempotency-Key was used before with another request body")
+
+
+def _note_replay(response: Response, replayed: bool) -> Response:
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+@tasks.patch("")
+def update_tasks(user_id: str) -> Response:
+    query = STATUS_QUERY.load(_parameters(request.query_string))
+    change = STATUS_CHANGE.load(read_body())
+    count = store.update_tasks(user_id, status=query["status"], to=change["status"])
+    return respond({"updated": count})
+
+
+@tasks.delete("")
+def delete_tasks(user_id: str) -> Response:
+    query = STATUS_QUERY.load(_parameters(request.query_string))
+    return respond({"deleted": store.delete_tasks(user_id, status=query["status"])})
 
 
 @tasks.get("/<task_id:task_id>")
