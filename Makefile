@@ -37,20 +37,24 @@ psql: .venv/installed
 	@$(BIN)/python -c "import sys; from todo_service import embedded; sys.exit(embedded.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
-bench: .venv-bench/installed
+bench: .venv-bench/installed ## measure, beside what the README compares with; ARGS=--quick is shorter
 	@command -v wrk > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq wrk > /dev/null; } \
 		|| { echo "make bench needs wrk (https://github.com/wg/wrk): apt-get install wrk"; exit 1; }
 	@.venv-bench/bin/python -m bench $(ARGS)
 
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+
+# In two calls: pip takes hashes for all that it is asked for at once, or for nothing.
 .venv-bench/installed: requirements.txt bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	.venv-bench/bin/$(PIP_INSTALL) --require-hashes -r requirements.txt
+	.venv-bench/bin/$(PIP_INSTALL) -r bench/requirements.txt
 	@touch $@
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@
 
 .env:
