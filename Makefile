@@ -1,4 +1,4 @@
-# From a bare checkout, with Python 3.11 or newer and make: `make run` and `make test`.
+# From a bare checkout, with Python 3.11 or newer and make: `make run`; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 # The browser and the pooler that the tests use. Where there is no apt-get, name them:
@@ -6,23 +6,36 @@ BIN := .venv/bin
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
 
-.PHONY: run test lint psql bench
+.PHONY: help run check test lint format psql bench
 .DEFAULT_GOAL := run
 
-run: .venv/installed .env
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "When it is listening, paste this into another terminal:"
 	@echo
 	@$(BIN)/flask --app wsgi token alice --curl || echo "(a request with a token of your issuer)"
 	@echo
+	@echo "Pages in a browser may call it if CORS_ORIGINS names their origin:"
+	@echo "CORS_ORIGINS=http://localhost:3000 make run"
+	@echo
 	@exec $(BIN)/gunicorn wsgi:app
 
-test: lint $(CHROMIUM) $(PGBOUNCER)
+check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
+	$(BIN)/pytest -q -m "not slow"
+
+test: lint $(CHROMIUM) $(PGBOUNCER) ## ruff, mypy and all tests: what CI runs
 	$(BIN)/pytest
 
-lint: .venv/installed
+lint: .venv/installed ## ruff and mypy alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict todo_service
+
+format: .venv/installed ## rewrite what ruff can put right by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium
@@ -33,7 +46,7 @@ $(CHROMIUM) $(PGBOUNCER):
 		&& $$sudo env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $(package) > /dev/null
 
-psql: .venv/installed
+psql: .venv/installed ## psql on the development database
 	@$(BIN)/python -c "import sys; from todo_service import embedded; sys.exit(embedded.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
