@@ -157,9 +157,12 @@ def test_release_applies_the_schema_and_may_be_repeated(
     assert run(PROCFILE["release"], slug, variables) == (0, released)
 
 
-def test_the_http_suite_passes_on_the_platform(web: str, database: str) -> None:
+def test_every_route_of_a_task_works_on_the_platform(web: str, database: str) -> None:
     suite = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/api", "-q", "-p", "no:cacheprovider"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("tests/api/test_tasks.py", "tests/api/test_isolation.py"),
+        ],
         cwd=ROOT,
         env=os.environ
         | {"TEST_BASE_URL": web, "TEST_DATABASE_URL": database, "TEST_JWT_SECRET": SECRET},
@@ -169,6 +172,11 @@ def test_the_http_suite_passes_on_the_platform(web: str, database: str) -> None:
     )
 
     assert suite.returncode == 0, suite.stdout
+
+
+@pytest.mark.parametrize("path", ["/", "/openapi.yaml", "/docs/", "/docs/swagger-ui-bundle.js"])
+def test_the_contract_and_its_page_are_served_on_the_platform(web: str, path: str) -> None:
+    assert httpx.get(web + path).status_code == 200
 
 
 def test_a_request_is_logged_once_and_by_the_service(web: str, log: Path) -> None:
