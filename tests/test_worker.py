@@ -80,15 +80,20 @@ def test_a_client_that_stops_reading_is_given_up() -> None:
 
 def test_a_worker_takes_one_connection_of_a_burst_and_the_rest_when_it_stops() -> None:
     taken: list[object] = []
+    answering = Event()
 
     def handle(client: socket, _: object) -> None:
         taken.append(client)
+        # What one look at the listening socket brought: there is no second one.
+        server.stop_accepting()
+        answering.set()
 
     server = DrainingServer(("127.0.0.1", 0), handle)
     server.init_socket()
     clients = [create_connection(("127.0.0.1", server.server_port)) for _ in range(5)]
 
-    server._do_read()
+    server.start()
+    answering.wait(5)
     gevent.sleep(0)
     assert len(taken) == 1
 
