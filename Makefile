@@ -1,4 +1,4 @@
-# From a bare checkout, with Python 3.11 or newer and make: `make run` and `make test`.
+# From a bare checkout, with Python 3.11 or newer and make: `make run`; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 # The browser and the pooler that the tests use. Where there is no apt-get, name them:
@@ -6,23 +6,36 @@ BIN := .venv/bin
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
 
-.PHONY: run test lint psql bench
+.PHONY: help run check test lint format psql bench
 .DEFAULT_GOAL := run
 
-run: .venv/installed .env
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "When it is listening, paste this into another terminal:"
 	@echo
 	@$(BIN)/flask --app wsgi token alice --curl || echo "(a request with a token of your issuer)"
 	@echo
+	@echo "Pages in a browser may call it if CORS_ORIGINS names their origin:"
+	@echo "CORS_ORIGINS=http://localhost:3000 make run"
+	@echo
 	@exec $(BIN)/gunicorn wsgi:app
 
-test: lint $(CHROMIUM) $(PGBOUNCER)
+check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
+	$(BIN)/pytest -q -m "not slow"
+
+test: lint $(CHROMIUM) $(PGBOUNCER) ## ruff, mypy and all tests: what CI runs
 	$(BIN)/pytest
 
-lint: .venv/installed
+lint: .venv/installed ## ruff and mypy alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict todo_service
+
+format: .venv/installed ## rewrite what ruff can put right by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium
@@ -33,24 +46,28 @@ $(CHROMIUM) $(PGBOUNCER):
 		&& $$sudo env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $(package) > /dev/null
 
-psql: .venv/installed
+psql: .venv/installed ## psql on the development database
 	@$(BIN)/python -c "import sys; from todo_service import commands; sys.exit(commands.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
-bench: .venv-bench/installed
+bench: .venv-bench/installed ## measure, beside what the README compares with; ARGS=--quick is shorter
 	@command -v wrk > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq wrk > /dev/null; } \
 		|| { echo "make bench needs wrk (https://github.com/wg/wrk): apt-get install wrk"; exit 1; }
 	@.venv-bench/bin/python -m bench $(ARGS)
 
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+
+# In two calls: pip takes hashes for all that it is asked for at once, or for nothing.
 .venv-bench/installed: requirements.txt bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	.venv-bench/bin/$(PIP_INSTALL) --require-hashes -r requirements.txt
+	.venv-bench/bin/$(PIP_INSTALL) -r bench/requirements.txt
 	@touch $@
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@
 
 .env:

@@ -35,6 +35,16 @@ ENVIRON = {"PATH": os.environ["PATH"], "PYTHON_DOTENV_DISABLED": "1"}
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0123456789")
 
+# What `make check` leaves out, besides what needs a browser and what is marked where it stands.
+# A new test is in, unless it is in one of these.
+SLOW = ("tests/faults/", "tests/test_platform.py", "tests/test_development.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW) or "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
 
 def sign(user_id: object, secret: str = SECRET, **claims: object) -> str:
     """A token for the user, good for a minute; a claim given as None is left out."""

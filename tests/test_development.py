@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 class Run:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environ: str) -> None:
         self.log = folder / "run.log"
         self.port = free_port()
         with self.log.open("wb") as stream:
@@ -47,7 +48,7 @@ class Run:
                 # The shared environment is not to be made again, whatever its age.
                 ["make", "--old-file=.venv/installed", "run"],
                 cwd=folder,
-                env={"PATH": os.environ["PATH"], "PORT": str(self.port)},
+                env={"PATH": os.environ["PATH"], "PORT": str(self.port)} | environ,
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
@@ -102,6 +103,20 @@ def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: P
     third = Run(checkout)
     third.interrupt()
     assert processes_of(checkout) == []
+
+
+def test_a_page_may_call_what_runs_as_make_run_says(checkout: Path) -> None:
+    def headers(run: Run) -> str:
+        return shell(f"curl -sI -H 'Origin: {origin}' http://localhost:{run.port}/health", checkout)
+
+    run = Run(checkout)
+    ((name, origin),) = re.findall(r"^(\w+)=(\S+) make run$", run.log.read_text(), re.MULTILINE)
+    assert "Access-Control-Allow-Origin" not in headers(run)
+    run.interrupt()
+
+    again = Run(checkout, **{name: origin})
+    assert f"Access-Control-Allow-Origin: {origin}\n" in headers(again)
+    again.interrupt()
 
 
 def test_psql_works_while_nothing_runs_and_leaves_nothing_behind(checkout: Path) -> None:

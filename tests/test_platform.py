@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -23,9 +22,12 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from packaging.utils import canonicalize_name
 from psycopg import sql
 
 from tests.conftest import ROOT, SECRET, User, free_port
+from tests.test_requirements import pins
+from todo_service import __version__
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP = json.loads((ROOT / "app.json").read_text())
@@ -138,15 +140,14 @@ def is_ready(url: str) -> bool:
 
 def test_what_is_installed_is_what_is_written_down(environment: Path) -> None:
     """Nothing comes along unpinned, and nothing of the development requirements."""
+    installed = json.loads(pip(environment, "list", "--format=json"))
 
-    def pins(text: str) -> set[str]:
-        # Names are compared as PyPI does (PEP 503), without extras.
-        lines = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?(==\S+)", text, re.MULTILINE)
-        return {re.sub(r"[-_.]+", "-", name).lower() + version for name, version in lines}
-
-    installed = pins(pip(environment, "list", "--format=freeze"))
-
-    assert installed == pins((ROOT / "requirements.txt").read_text())
+    assert {canonicalize_name(package["name"]): package["version"] for package in installed} == {
+        pin.name: pin.version
+        for pin in pins("requirements.txt")
+        # Some are for other systems.
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def test_release_applies_the_schema_and_may_be_repeated(
@@ -156,9 +157,12 @@ def test_release_applies_the_schema_and_may_be_repeated(
     assert run(PROCFILE["release"], slug, variables) == (0, released)
 
 
-def test_the_http_suite_passes_on_the_platform(web: str, database: str) -> None:
+def test_every_route_of_a_task_works_on_the_platform(web: str, database: str) -> None:
     suite = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/api", "-q", "-p", "no:cacheprovider"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("tests/api/test_tasks.py", "tests/api/test_isolation.py"),
+        ],
         cwd=ROOT,
         env=os.environ
         | {"TEST_BASE_URL": web, "TEST_DATABASE_URL": database, "TEST_JWT_SECRET": SECRET},
@@ -168,6 +172,11 @@ def test_the_http_suite_passes_on_the_platform(web: str, database: str) -> None:
     )
 
     assert suite.returncode == 0, suite.stdout
+
+
+@pytest.mark.parametrize("path", ["/", "/openapi.yaml", "/docs/", "/docs/swagger-ui-bundle.js"])
+def test_the_contract_and_its_page_are_served_on_the_platform(web: str, path: str) -> None:
+    assert httpx.get(web + path).status_code == 200
 
 
 def test_a_request_is_logged_once_and_by_the_service(web: str, log: Path) -> None:
@@ -210,3 +219,27 @@ def test_gunicorn_takes_what_app_json_sets(slug: Path, variables: dict[str, str]
     )
 
     assert (status, output) == (0, "")
+
+
+def test_an_installed_copy_needs_no_checkout(
+    slug: Path, environment: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """What somebody gets who installs the package to put the app into a service of their own."""
+    source = shutil.copytree(slug, tmp_path / "source")
+    packages = tmp_path / "packages"
+    pip(environment, "install", "--quiet", "--no-deps", f"--target={packages}", str(source))
+    shutil.rmtree(source)
+
+    def python(arguments: str) -> tuple[int, str]:
+        given = variables | {"PYTHONPATH": str(packages), "LOG_LEVEL": "ERROR"}
+        return run(f"python {arguments}", tmp_path, given)
+
+    listed = pip(environment, "list", "--format=freeze", f"--path={packages}")
+    assert listed == f"todo-service=={__version__}\n"
+    released = python("-m flask --app todo_service init-db")
+    assert released == (0, "The schema is in place.\n")
+    served = python(
+        "-c 'from todo_service import create_app; client = create_app().test_client();"
+        ' print(*(client.get(path).status_code for path in ("/openapi.yaml", "/docs/init.js")))\''
+    )
+    assert served == (0, "200 200\n")

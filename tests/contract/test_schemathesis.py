@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.contract.conftest import DOCUMENT
+
+pytestmark = pytest.mark.slow
 
 
 class Run(NamedTuple):
