@@ -36,7 +36,7 @@ $(CHROMIUM) $(PGBOUNCER):
 psql: .venv/installed
 	@$(BIN)/python -c "import sys; from todo_service import embedded; sys.exit(embedded.psql())"
 
-# ARGS: --quick, --against main, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
+# ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
 bench: .venv-bench/installed
 	@command -v wrk > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq wrk > /dev/null; } \

@@ -55,7 +55,8 @@ def at(reference: str, folder: Path) -> Tree:
 
 def describe_today() -> str:
     """The commit of today's tree, and whether it has been changed since."""
-    return run("git", "describe", "--always", "--dirty", "--exclude=*").strip()
+    found = run("git", "describe", "--always", "--dirty", "--exclude=*").strip()
+    return found.replace("-dirty", " with changes that are not committed")
 
 
 def is_installed(requirements: str) -> bool:
