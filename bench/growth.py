@@ -17,7 +17,7 @@ from bench.competitors import Server, ours
 from bench.load import Invalid, send
 from bench.workloads import line, write_requests
 from todo_service.schemas import Cursor
-from todo_service.store import Position
+from todo_service.task import Position
 
 _PAGE = 100
 _MIB = 2**20
