@@ -23,18 +23,21 @@ _TITLE = f"'{data.title(0)}'"
 _DESCRIPTION = f"'{data.DESCRIPTION}'"
 _STATEMENTS = {
     "get one": ("get_task", [":user", ":id"]),
-    "list 100": ("list_tasks", [":user", "'infinity'", "0", str(data.TASKS_EACH + 1)]),
+    "list 100": (
+        "list_tasks",
+        [":user", "'infinity'", "0", str(data.TASKS_EACH + 1), str(2**20), ":user"],
+    ),
     "create": (
         "create_task",
         [":user", ":user", _TITLE, _DESCRIPTION, "'incomplete'", "NULL", "NULL"],
     ),
     "update": (
         "update_task",
-        [_TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL"],
+        [":user", _TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL"],
     ),
     "complete": (
         "update_task",
-        ["NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL"],
+        [":user", "NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL"],
     ),
 }
 
