@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import Any
 
 from marshmallow import (
-    EXCLUDE,
     RAISE,
     Schema,
     ValidationError,
@@ -20,6 +19,7 @@ from marshmallow import (
     validate,
     validates_schema,
 )
+from werkzeug.datastructures import MultiDict
 
 from todo_service.task import Position, from_microseconds, to_microseconds
 
@@ -158,10 +158,22 @@ class Limit(fields.Field[int]):
         return int(digits)
 
 
-class ListQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
+class Query(Schema):
+    """What the query of a path may hold: as it stands here, nothing. Loads a MultiDict."""
 
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "Unknown parameter"}
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def refuse_repetition(self, _: Any, sent: MultiDict[str, str], **__: Any) -> None:
+        repeated = [name for name, values in sent.lists() if len(values) > 1]
+        if repeated:
+            raise ValidationError({name: ["Parameter given twice"] for name in repeated})
+
+
+class ListQuery(Query):
     status = _status(load_default=None)
     limit = Limit(load_default=None)
     cursor = Cursor(load_default=None)
@@ -169,19 +181,23 @@ class ListQuery(Schema):
 
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
+NO_QUERY = Query()
 LIST_QUERY = ListQuery()
+
+# The faults of a name rather than of what it holds.
+_OF_A_NAME = frozenset({"Unknown field", "Unknown parameter", "Parameter given twice"})
 
 
 def describe(error: ValidationError) -> str:
-    """All faults, joined by "; ": known fields as declared, then unknown ones by name."""
+    """All faults, joined by "; ": known fields as declared, then those of a name, with the name."""
     by_field = error.messages if isinstance(error.messages, dict) else {"": error.messages}
     faults: list[str] = []
-    unknown: list[str] = []
+    of_names: list[str] = []
     for name, messages in by_field.items():
         for message in messages:
-            if message == TaskBody.error_messages["unknown"]:
-                unknown.append(f"{message}: {name}")
+            if message in _OF_A_NAME:
+                of_names.append(f"{message}: {name}")
             else:
                 faults.append(message)
     # A field's name may hold what UTF-8 cannot: a lone surrogate is shown escaped.
-    return "; ".join(faults + sorted(unknown)).encode(errors="backslashreplace").decode()
+    return "; ".join(faults + sorted(of_names)).encode(errors="backslashreplace").decode()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request, stream_with_context, url_for
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
@@ -18,6 +17,7 @@ from todo_service.errors import log_if_cut_short
 from todo_service.http import (
     digest_of,
     encode,
+    parse_query,
     read_body,
     read_idempotency_key,
     read_versions,
@@ -26,7 +26,7 @@ from todo_service.http import (
     unless_known,
 )
 from todo_service.routing import parse_task_id
-from todo_service.schemas import LIST_QUERY, NEW_TASK, TASK_CHANGES, Cursor
+from todo_service.schemas import LIST_QUERY, NEW_TASK, NO_QUERY, TASK_CHANGES, Cursor
 from todo_service.task import Position, Task, version_of
 
 # A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
@@ -36,20 +36,33 @@ _PAGE_BYTES = 1024 * 1024
 _PIECE_TASKS = 500
 _PIECE_BYTES = 256 * 1024
 
+# The views that take parameters in the query, as their argument `query`. All others take none.
+_QUERIES = {
+    "tasks.list_tasks": LIST_QUERY,
+}
+
 tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
 @tasks.before_request
-def read_task_id() -> None:
-    """Give the views a number; a bad one is a 400, but only after token and owner were checked."""
-    arguments = request.view_args
-    if arguments and "task_id" in arguments:
+def read_arguments() -> None:
+    """Give the views a number and a query; a bad one is a 400, after token and owner were checked.
+
+    But not to OPTIONS: a browser asks so before it sends the request itself, whose answer says why.
+    """
+    arguments, endpoint = request.view_args, request.endpoint
+    if arguments is None or request.method == "OPTIONS":
+        return
+    if "task_id" in arguments:
         arguments["task_id"] = parse_task_id(arguments["task_id"])
+    if endpoint in _QUERIES:
+        arguments["query"] = parse_query(_QUERIES[endpoint], request.query_string)
+    elif request.query_string:
+        parse_query(NO_QUERY, request.query_string)
 
 
 @tasks.get("")
-def list_tasks(user_id: str) -> Response:
-    query = _read_query(request.query_string)
+def list_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     limit: int | None = query["limit"]
     status: str | None = query["status"]
     if limit is None:
@@ -118,14 +131,6 @@ def delete_task(user_id: str, task_id: int) -> Response:
     response = Response(status=204)
     del response.headers["Content-Type"]
     return response
-
-
-@lru_cache(maxsize=128)
-def _read_query(query_string: bytes) -> Mapping[str, Any]:
-    """What a list's query asks for. Remembered, since most clients send the same few."""
-    parameters = dict(parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True))
-    query: Mapping[str, Any] = LIST_QUERY.load(parameters)
-    return query
 
 
 def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
