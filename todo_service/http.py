@@ -1,17 +1,20 @@
-"""JSON in and out, entity tags, conditions and idempotency keys."""
+"""JSON in and out, queries, entity tags, conditions and idempotency keys."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
+from urllib.parse import parse_qsl
 
 import orjson
 from flask import Response, request
 from marshmallow import ValidationError
-from werkzeug.datastructures import Headers
+from werkzeug.datastructures import Headers, MultiDict
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -19,7 +22,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from todo_service.schemas import MAX_BODY
+from todo_service.schemas import MAX_BODY, Query
 from todo_service.task import from_microseconds
 
 # How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
@@ -126,6 +129,17 @@ def _read(max_array: int) -> bytes:
     elif len(raw) > MAX_BODY:
         raise RequestEntityTooLarge
     return raw
+
+
+@lru_cache(maxsize=128)
+def parse_query(schema: Query, query_string: bytes) -> Mapping[str, Any]:
+    """What a query asks for. Remembered, since most clients send the same few.
+
+    Raises ValidationError.
+    """
+    parameters = parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True)
+    query: Mapping[str, Any] = schema.load(MultiDict(parameters))
+    return query
 
 
 def read_idempotency_key() -> str | None:

@@ -10,7 +10,6 @@ from hashlib import blake2b
 from typing import Any
 
 from marshmallow import (
-    EXCLUDE,
     RAISE,
     Schema,
     ValidationError,
@@ -19,6 +18,7 @@ from marshmallow import (
     validate,
     validates_schema,
 )
+from werkzeug.datastructures import MultiDict
 
 from todo_service.task import Mark, Position, from_microseconds, to_microseconds
 
@@ -211,44 +211,52 @@ class Limit(fields.Field[int]):
         return int(digits)
 
 
-class ListQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
-    status = _status(load_default=None)
-    limit = Limit(load_default=None)
-    cursor = Cursor(load_default=None)
-
-
-class StatusQuery(Schema):
-    """Which tasks a change of many means. Nothing may be missing: no slip may empty a list."""
+class Query(Schema):
+    """What the query of a path may hold: as it stands here, nothing. Loads a MultiDict."""
 
     class Meta:
         unknown = RAISE
 
     error_messages = {"unknown": "Unknown parameter"}
 
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def refuse_repetition(self, _: Any, sent: MultiDict[str, str], **__: Any) -> None:
+        repeated = [name for name, values in sent.lists() if len(values) > 1]
+        if repeated:
+            raise ValidationError({name: ["Parameter given twice"] for name in repeated})
+
+
+class ListQuery(Query):
+    status = _status(load_default=None)
+    limit = Limit(load_default=None)
+    cursor = Cursor(load_default=None)
+
+
+class StatusQuery(Query):
+    """Which tasks a change of many means. Nothing may be missing: no slip may empty a list."""
+
     status = _status(required=True)
 
 
-class ChangesQuery(Schema):
-    class Meta:
-        unknown = EXCLUDE
-
+class ChangesQuery(Query):
     limit = Limit(load_default=500)
     cursor = ChangesCursor(load_default=None)
 
 
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
+NO_QUERY = Query()
 STATUS_CHANGE = StatusChange()
 LIST_QUERY = ListQuery()
 STATUS_QUERY = StatusQuery()
 CHANGES_QUERY = ChangesQuery()
 
+# The faults of a name rather than of what it holds.
+_OF_A_NAME = frozenset({"Unknown field", "Unknown parameter", "Parameter given twice"})
+
 
 def describe(error: ValidationError) -> str:
-    """All faults, joined by "; ": known fields as declared, then unknown ones by name.
+    """All faults, joined by "; ": known fields as declared, then those of a name, with the name.
 
     Those of an array name their item.
     """
@@ -268,12 +276,12 @@ def describe(error: ValidationError) -> str:
 
 
 def _faults(by_field: Mapping[str, list[str]]) -> list[str]:
-    known: list[str] = []
-    unknown: list[str] = []
+    faults: list[str] = []
+    of_names: list[str] = []
     for name, messages in by_field.items():
         for message in messages:
-            if message in ("Unknown field", "Unknown parameter"):
-                unknown.append(f"{message}: {name}")
+            if message in _OF_A_NAME:
+                of_names.append(f"{message}: {name}")
             else:
-                known.append(message)
-    return known + sorted(unknown)
+                faults.append(message)
+    return faults + sorted(of_names)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 from zlib import crc32
 
 from flask import Blueprint, Response, request, stream_with_context, url_for
@@ -19,6 +18,7 @@ from todo_service.errors import log_if_cut_short
 from todo_service.http import (
     digest_of,
     encode,
+    parse_query,
     read_body,
     read_idempotency_key,
     read_object_or_array,
@@ -34,6 +34,7 @@ from todo_service.schemas import (
     MAX_ARRAY,
     MAX_TASKS,
     NEW_TASK,
+    NO_QUERY,
     STATUS_CHANGE,
     STATUS_QUERY,
     TASK_CHANGES,
@@ -49,20 +50,36 @@ _PAGE_BYTES = 1024 * 1024
 _PIECE_TASKS = 500
 _PIECE_BYTES = 256 * 1024
 
+# The views that take parameters in the query, as their argument `query`. All others take none.
+_QUERIES = {
+    "tasks.list_tasks": LIST_QUERY,
+    "tasks.list_changes": CHANGES_QUERY,
+    "tasks.update_tasks": STATUS_QUERY,
+    "tasks.delete_tasks": STATUS_QUERY,
+}
+
 tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
 @tasks.before_request
-def read_task_id() -> None:
-    """Give the views a number; a bad one is a 400, but only after token and owner were checked."""
-    arguments = request.view_args
-    if arguments and "task_id" in arguments:
+def read_arguments() -> None:
+    """Give the views a number and a query; a bad one is a 400, after token and owner were checked.
+
+    But not to OPTIONS: a browser asks so before it sends the request itself, whose answer says why.
+    """
+    arguments, endpoint = request.view_args, request.endpoint
+    if arguments is None or request.method == "OPTIONS":
+        return
+    if "task_id" in arguments:
         arguments["task_id"] = parse_task_id(arguments["task_id"])
+    if endpoint in _QUERIES:
+        arguments["query"] = parse_query(_QUERIES[endpoint], request.query_string)
+    elif request.query_string:
+        parse_query(NO_QUERY, request.query_string)
 
 
 @tasks.get("")
-def list_tasks(user_id: str) -> Response:
-    query = _read_query(request.query_string)
+def list_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     if "If-None-Match" in request.headers:
         known = unless_known(_tag(Response(), store.get_clock(user_id)))
         if known.status_code == 304:
@@ -84,8 +101,7 @@ def list_tasks(user_id: str) -> Response:
 
 
 @tasks.get("/changes")
-def list_changes(user_id: str) -> Response:
-    query = CHANGES_QUERY.load(_parameters(request.query_string))
+def list_changes(user_id: str, query: Mapping[str, Any]) -> Response:
     limit = query["limit"]
     while True:
         changes = store.list_changes(user_id, limit=limit, after=query["cursor"])
@@ -148,16 +164,14 @@ def _note_replay(response: Response, replayed: bool) -> Response:
 
 
 @tasks.patch("")
-def update_tasks(user_id: str) -> Response:
-    query = STATUS_QUERY.load(_parameters(request.query_string))
+def update_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     change = STATUS_CHANGE.load(read_body())
     count = store.update_tasks(user_id, status=query["status"], to=change["status"])
     return respond({"updated": count})
 
 
 @tasks.delete("")
-def delete_tasks(user_id: str) -> Response:
-    query = STATUS_QUERY.load(_parameters(request.query_string))
+def delete_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     return respond({"deleted": store.delete_tasks(user_id, status=query["status"])})
 
 
@@ -193,17 +207,6 @@ def delete_task(user_id: str, task_id: int) -> Response:
     response = Response(status=204)
     del response.headers["Content-Type"]
     return response
-
-
-@lru_cache(maxsize=128)
-def _read_query(query_string: bytes) -> Mapping[str, Any]:
-    """What a list's query asks for. Remembered, since most clients send the same few."""
-    query: Mapping[str, Any] = LIST_QUERY.load(_parameters(query_string))
-    return query
-
-
-def _parameters(query_string: bytes) -> dict[str, str]:
-    return dict(parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True))
 
 
 def _tag(response: Response, clock: datetime | None) -> Response:
