@@ -155,6 +155,50 @@ def test_erase_of_an_unknown_user_says_so_and_fails(runner: FlaskCliRunner) -> N
     assert result.stderr.endswith("Error: there is no user 'nobody'\n")
 
 
+def test_an_erasure_takes_along_what_is_left_of_deleted_tasks(
+    app: Flask, runner: FlaskCliRunner, fill: Fill, connection: psycopg.Connection
+) -> None:
+    user, other = fill(3), fill(3)
+    with app.app_context():
+        for owner in (user, other):
+            (task, *_) = store.list_tasks(owner, limit=1)
+            store.delete_task(owner, task["id"])
+
+    assert "Deleted tasks: 2\n" in runner.invoke(args=["erase", user, "--yes"]).stdout
+
+    left = connection.execute(
+        "SELECT user_id, count(*) FROM deleted_tasks WHERE user_id IN (%s, %s) GROUP BY user_id",
+        (user, other),
+    )
+    assert left.fetchall() == [(other, 1)]
+
+
+def test_an_erasure_and_a_write_do_not_wait_for_each_other(
+    app: Flask, fill: Fill, database_url: str, connection: psycopg.Connection
+) -> None:
+    user = fill(2)
+
+    def erase() -> int | None:
+        with app.app_context():
+            return store.delete_user(user)
+
+    with ThreadPoolExecutor() as executor, psycopg.connect(database_url) as writing:
+        # What a write does, a step at a time: first the clock, then the task.
+        writing.execute("UPDATE users SET changed_at = now() WHERE id = %s", (user,))
+        erased = executor.submit(erase)
+        while not connection.execute(
+            "SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))",
+            (writing.info.backend_pid,),
+        ).fetchall():
+            assert not erased.done()
+        changed = writing.execute("UPDATE tasks SET title = 'y' WHERE user_id = %s", (user,))
+        assert changed.rowcount == 2
+        writing.commit()
+        assert erased.result() == 2
+
+    assert count_tasks(connection, user) == 0
+
+
 def test_a_task_that_is_being_created_does_not_outlive_the_user(
     app: Flask, fill: Fill, database_url: str, connection: psycopg.Connection
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_stranger_at_the_owners_path_is_forbidden_on_every_route(
 def test_a_task_of_somebody_else_answers_like_a_missing_one_byte_for_byte(
     app: Flask, alice: User, bob: User
 ) -> None:
-    task = alice.create("Only for Alice")
+    task, his = alice.create("Only for Alice"), bob.create("Only for Bob")
     missing = 9_000_000_000_000_000_000
 
     for method, rule in task_routes(app):
@@ -82,7 +82,7 @@ def test_a_task_of_somebody_else_answers_like_a_missing_one_byte_for_byte(
             k: v for k, v in absent.headers.items() if k not in varying
         }
     assert alice.get(alice.path(task)).json() == task
-    assert bob.get(bob.tasks).json() == []
+    assert bob.get(bob.tasks).json() == [his]
 
 
 def test_the_owner_succeeds_on_every_route(app: Flask, alice: User) -> None:
@@ -101,7 +101,7 @@ def test_a_list_holds_the_askers_tasks_only(alice: User, bob: User, query: str) 
 
 
 def test_a_stranger_cannot_change_through_a_conditional_request(alice: User, bob: User) -> None:
-    task = alice.create()
+    task, _ = alice.create(), bob.create()
     tag = alice.get(alice.path(task)).headers["ETag"]
 
     for method, body in [("PUT", {"title": "x"}), ("DELETE", None)]:
