@@ -417,6 +417,7 @@ def test_neither_tokens_nor_keys_are_logged(
             assert part not in logged
 
 
+@pytest.mark.slow
 def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
     issuer: Issuer, database_url: str, tmp_path: Path
 ) -> None:
