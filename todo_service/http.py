@@ -28,6 +28,11 @@ from todo_service.task import from_microseconds
 # How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
 MAX_TAGS = 100
 
+JSON = "application/json"
+# What PATCH takes. A merge patch (RFC 7396) is an object whose members are changed, and null takes
+# one away: the same as what JSON means here.
+PATCH_TYPES = (JSON, "application/merge-patch+json")
+
 # A version as task.version_of writes it: 14 digits last until the year 4253.
 _VERSION = re.compile("[1-9a-f][0-9a-f]{0,13}")
 
@@ -44,7 +49,7 @@ def respond(value: object, status: int = 200) -> Response:
 
 def respond_encoded(body: bytes, status: int = 200) -> Response:
     """A JSON response whose body is JSON already."""
-    return JsonResponse(body, status, content_type="application/json")
+    return JsonResponse(body, status, content_type=JSON)
 
 
 class JsonResponse(Response):
@@ -86,8 +91,24 @@ def _parse_int(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int)
 
 
-def read_body() -> dict[str, Any]:
-    """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
+class UnsupportedBody(UnsupportedMediaType):
+    """415; where a PATCH is taken, with the types that it may have (RFC 5789 section 2.2)."""
+
+    def __init__(self, message: str, types: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.types = types
+
+    def get_headers(self, *_: Any) -> list[tuple[str, str]]:
+        return [("Accept-Patch", ", ".join(self.types))] if self.types == PATCH_TYPES else []
+
+
+def read_body(types: tuple[str, ...] = (JSON,), *, required: bool = True) -> dict[str, Any]:
+    """The request's JSON object, of one of these types; `{}` for no body that is not required.
+
+    Raises ValidationError, or 400, 413 or 415 as an HTTPException.
+    """
+    if not required and not request.content_length and not request.headers.get("Transfer-Encoding"):
+        return {}
     if request.content_length is not None and request.content_length <= MAX_BODY:
         # It ends by itself; for a limit, Werkzeug would put a stream of its own around it.
         request.max_content_length = None
@@ -99,10 +120,12 @@ def read_body() -> dict[str, Any]:
         raise RequestEntityTooLarge
     if request.content_length not in (None, len(raw)):
         raise BadRequest("Request body was cut short")
-    if raw and request.mimetype != "application/json":
-        raise UnsupportedMediaType
+    if raw and request.mimetype not in types:
+        raise UnsupportedBody(f"Content-Type must be {' or '.join(types)}", types)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("Content-Encoding is not supported")
+        raise UnsupportedBody("Content-Encoding is not supported", types)
+    if not raw and not required:
+        return {}
     try:
         body = decode(raw)
     except ValueError:

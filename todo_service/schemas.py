@@ -87,13 +87,17 @@ def _status(**options: Any) -> fields.String:
     )
 
 
-class TaskBody(Schema):
-    """What both bodies share: the server's own fields may come back and are ignored."""
+class Body(Schema):
+    """What a body may hold: as it stands here, nothing."""
 
     class Meta:
         unknown = RAISE
 
     error_messages = {"unknown": "Unknown field"}
+
+
+class TaskBody(Body):
+    """What both bodies of a task share: the server's own fields may come back and are ignored."""
 
     @pre_load
     def drop_server_owned(self, data: Mapping[str, Any], **_: Any) -> dict[str, Any]:
@@ -179,6 +183,7 @@ class ListQuery(Query):
     cursor = Cursor(load_default=None)
 
 
+NO_FIELDS = Body()
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
 NO_QUERY = Query()

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, request, stream_with_context, url_for
+from flask import Blueprint, Response, current_app, request, stream_with_context, url_for
 from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
 from todo_service import store
 from todo_service.errors import log_if_cut_short
 from todo_service.http import (
+    PATCH_TYPES,
     digest_of,
     encode,
     parse_query,
@@ -26,7 +27,14 @@ from todo_service.http import (
     unless_known,
 )
 from todo_service.routing import parse_task_id
-from todo_service.schemas import LIST_QUERY, NEW_TASK, NO_QUERY, TASK_CHANGES, Cursor
+from todo_service.schemas import (
+    LIST_QUERY,
+    NEW_TASK,
+    NO_FIELDS,
+    NO_QUERY,
+    TASK_CHANGES,
+    Cursor,
+)
 from todo_service.task import Position, Task, version_of
 
 # A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
@@ -45,14 +53,28 @@ tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
 @tasks.before_request
-def read_arguments() -> None:
-    """Give the views a number and a query; a bad one is a 400, after token and owner were checked.
+def answer_options() -> Response | None:
+    """Flask's own answer, and what a PATCH may be sent as (RFC 5789 section 3.1).
 
-    But not to OPTIONS: a browser asks so before it sends the request itself, whose answer says why.
+    Before the path and the query are read: a browser sends OPTIONS with those of the request to
+    come, whose answer says what is wrong with them.
+    """
+    if request.method != "OPTIONS":
+        return None
+    response = current_app.make_default_options_response()
+    if "PATCH" in response.allow:
+        response.headers["Accept-Patch"] = ", ".join(PATCH_TYPES)
+    return response
+
+
+@tasks.before_request
+def read_arguments() -> None:
+    """Give the views a number and a query.
+
+    A bad one is a 400, but only after token and owner were checked.
     """
     arguments, endpoint = request.view_args, request.endpoint
-    if arguments is None or request.method == "OPTIONS":
-        return
+    assert arguments is not None
     if "task_id" in arguments:
         arguments["task_id"] = parse_task_id(arguments["task_id"])
     if endpoint in _QUERIES:
@@ -110,16 +132,18 @@ def get_task(user_id: str, task_id: int) -> Response:
 @tasks.put("/<task_id:task_id>")
 @tasks.patch("/<task_id:task_id>")
 def update_task(user_id: str, task_id: int) -> Response:
-    return _update(user_id, task_id, TASK_CHANGES.load(read_body()))
+    return _update(user_id, task_id, TASK_CHANGES.load(read_body(PATCH_TYPES)))
 
 
 @tasks.patch("/<task_id:task_id>/complete")
 def complete_task(user_id: str, task_id: int) -> Response:
+    _refuse_fields()
     return _update(user_id, task_id, {"status": "complete"})
 
 
 @tasks.patch("/<task_id:task_id>/incomplete")
 def reopen_task(user_id: str, task_id: int) -> Response:
+    _refuse_fields()
     return _update(user_id, task_id, {"status": "incomplete"})
 
 
@@ -131,6 +155,13 @@ def delete_task(user_id: str, task_id: int) -> Response:
     response = Response(status=204)
     del response.headers["Content-Type"]
     return response
+
+
+def _refuse_fields() -> None:
+    """For a path that says it all: a body that asks for something else must not be ignored."""
+    body = read_body(PATCH_TYPES, required=False)
+    if body:
+        NO_FIELDS.load(body)
 
 
 def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
