@@ -30,11 +30,11 @@ _STATEMENTS = {
     ),
     "update": (
         "update_task",
-        [_TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL"],
+        [_TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL", "NULL"],
     ),
     "complete": (
         "update_task",
-        ["NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL"],
+        ["NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL", "NULL"],
     ),
 }
 

@@ -20,13 +20,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # One set of parameters for each statement that reads or changes the tasks of one user.
 PARAMETERS = {
     "create_task": ("{user}", "{user}", "x", None, "complete", "{user}", b"digest"),
-    "delete_task": ("{user}", 150_000, None, None),
+    "delete_task": ("{user}", 150_000, None, None, None),
     # Somebody without tasks: what there is to delete is not what the look-up costs.
     "delete_user": ("nobody", "nobody"),
     "get_task": ("{user}", 150_000),
     "list_tasks": ("{user}", NOW, 0, 501, 2**20),
     "list_tasks_by_status": ("{user}", "complete", NOW, 0, 501, 2**20),
-    "update_task": ("x", True, None, "complete", "{user}", 150_000, [NOW], [NOW]),
+    "update_task": ("x", True, None, "complete", "{user}", 150_000, [NOW], [NOW], [NOW]),
 }
 
 

@@ -18,12 +18,14 @@ from werkzeug.datastructures import Headers, MultiDict
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
+    PreconditionFailed,
     RequestEntityTooLarge,
     UnsupportedMediaType,
 )
+from werkzeug.http import quote_etag
 
 from todo_service.schemas import MAX_BODY, Query
-from todo_service.task import from_microseconds
+from todo_service.task import ANY_VERSION, Versions, from_microseconds
 
 # How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
 MAX_TAGS = 100
@@ -33,8 +35,8 @@ JSON = "application/json"
 # one away: the same as what JSON means here.
 PATCH_TYPES = (JSON, "application/merge-patch+json")
 
-# A version as task.version_of writes it: 14 digits last until the year 4253.
-_VERSION = re.compile("[1-9a-f][0-9a-f]{0,13}")
+# The tag of a version as task.version_of writes it: 14 digits last until the year 4253.
+_TAG = re.compile('"[1-9a-f][0-9a-f]{0,13}"')
 
 
 def encode(value: object) -> bytes:
@@ -158,34 +160,57 @@ def digest_of(data: dict[str, Any]) -> bytes:
     return hashlib.sha256(encode(sorted(data.items()))).digest()
 
 
-def read_versions() -> list[datetime] | None:
-    """The versions that If-Match allows; None if any will do (RFC 9110 section 13.1.1).
+def read_versions() -> Versions:
+    """The versions that a change may meet: those of If-Match, not those of If-None-Match.
 
-    A weak tag, or one that this service never made, matches nothing.
+    RFC 9110 section 13.1. A tag that this service never made matches nothing.
     """
-    if "If-Match" not in request.headers:
-        return None
-    _count_tags("If-Match")
-    if request.if_match.star_tag:
-        return None
-    return [
-        from_microseconds(int(tag, 16))
-        for tag in request.if_match.as_set()
-        if tag and _VERSION.fullmatch(tag)
-    ]
+    versions = ANY_VERSION
+    if "If-Match" in request.headers:
+        tags = _read_tags("If-Match")
+        if tags != {"*"}:
+            versions = Versions(one_of=_parse_versions(tags))
+    if "If-None-Match" in request.headers:
+        tags = _read_tags("If-None-Match")
+        if tags == {"*"}:  # unless there is a task
+            return Versions(one_of=[])
+        versions = versions._replace(none_of=_parse_versions(_weaken(tags)))
+    return versions
+
+
+def _parse_versions(tags: set[str]) -> list[datetime]:
+    return [from_microseconds(int(tag[1:-1], 16)) for tag in tags if _TAG.fullmatch(tag)]
 
 
 def unless_known(response: Response) -> Response:
     """304 if the client already has this version (RFC 9110 section 13.1.2)."""
     if "If-None-Match" in request.headers:
-        _count_tags("If-None-Match")
-        etag, _ = response.get_etag()
-        if etag is not None and request.if_none_match.contains_weak(etag):
+        tags = _read_tags("If-None-Match")
+        etag = response.headers.get("ETag")
+        if etag is not None and (tags == {"*"} or etag.removeprefix("W/") in _weaken(tags)):
             response.status_code = 304
     return response
 
 
-def _count_tags(name: str) -> None:
-    """Refuse a header of thousands of tags before they are parsed, which would take a while."""
-    if request.headers[name].count(",") >= MAX_TAGS:
+def _read_tags(name: str) -> set[str]:
+    """The entity tags of a header, with their quotes and W/. Those of ours hold no comma."""
+    header = request.headers[name]
+    if header.count(",") >= MAX_TAGS:
         raise BadRequest(f"{name} must list at most {MAX_TAGS} tags")
+    return {tag.strip(" \t") for tag in header.split(",")}
+
+
+def _weaken(tags: set[str]) -> set[str]:
+    """For the comparison in which weak and strong tags are equal (RFC 9110 section 8.8.3.2)."""
+    return {tag.removeprefix("W/") for tag in tags}
+
+
+class TaskModified(PreconditionFailed):
+    """412, with the tag of the version that there is instead."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__("Task was modified")
+        self.version = version
+
+    def get_headers(self, *_: Any) -> list[tuple[str, str]]:
+        return [("ETag", quote_etag(self.version))]

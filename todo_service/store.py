@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from todo_service.database import check, fetch_all, fetch_one, statement
-from todo_service.task import Position, Task
+from todo_service.task import ANY_VERSION, Position, Task, Versions
 
 _CREATE = statement("create_task")
 _DELETE = statement("delete_task")
@@ -81,9 +80,9 @@ def update_task(
     task_id: int,
     changes: dict[str, str | None],
     *,
-    versions: Sequence[datetime] | None = None,
+    versions: Versions = ANY_VERSION,
 ) -> Task | None:
-    """Change the given fields. With `versions`, only if the task last changed at one of them."""
+    """Change the given fields, if the task is of one of the versions."""
     row = fetch_one(
         _UPDATE,
         (
@@ -93,16 +92,18 @@ def update_task(
             changes.get("status"),
             user_id,
             task_id,
-            versions,
-            versions,
+            versions.one_of,
+            versions.one_of,
+            versions.none_of,
         ),
     )
     return None if row is None else _task(row)
 
 
-def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | None = None) -> bool:
-    """Delete a task and say whether there was one. `versions` as in update_task."""
-    return fetch_one(_DELETE, (user_id, task_id, versions, versions)) is not None
+def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION) -> bool:
+    """Delete a task, if it is of one of the versions, and say whether it was."""
+    one_of, none_of = versions
+    return fetch_one(_DELETE, (user_id, task_id, one_of, one_of, none_of)) is not None
 
 
 def check_schema() -> None:

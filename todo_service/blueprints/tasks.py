@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, request, stream_with_context, url_for
-from werkzeug.exceptions import NotFound, PreconditionFailed, UnprocessableEntity
+from werkzeug.exceptions import NotFound, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
 from todo_service import store
 from todo_service.errors import log_if_cut_short
 from todo_service.http import (
     PATCH_TYPES,
+    TaskModified,
     digest_of,
     encode,
     parse_query,
@@ -35,7 +35,7 @@ from todo_service.schemas import (
     TASK_CHANGES,
     Cursor,
 )
-from todo_service.task import Position, Task, version_of
+from todo_service.task import ANY_VERSION, Position, Task, Versions, version_of
 
 # A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
 _PAGE_BYTES = 1024 * 1024
@@ -172,11 +172,12 @@ def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
     return _answer(task)
 
 
-def _refuse(user_id: str, task_id: int, versions: list[datetime] | None) -> NoReturn:
-    """Nothing was changed: there is no such task, or If-Match names another version of it."""
-    if versions is None or store.get_task(user_id, task_id) is None:
+def _refuse(user_id: str, task_id: int, versions: Versions) -> NoReturn:
+    """Nothing was changed: there is no such task, or it is of a version that was not meant."""
+    task = None if versions == ANY_VERSION else store.get_task(user_id, task_id)
+    if task is None:
         raise NotFound("Task not found")
-    raise PreconditionFailed("Task was modified")
+    raise TaskModified(version_of(task))
 
 
 def _answer(task: Task, status: int = 200) -> Response:
