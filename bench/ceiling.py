@@ -33,11 +33,11 @@ _STATEMENTS = {
     ),
     "update": (
         "update_task",
-        [":user", _TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL"],
+        [":user", _TITLE, "false", "NULL", "NULL", ":user", ":id", "NULL", "NULL", "NULL"],
     ),
     "complete": (
         "update_task",
-        [":user", "NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL"],
+        [":user", "NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL", "NULL"],
     ),
 }
 

@@ -45,7 +45,7 @@ PARAMETERS = {
     "delete_tasks": ("nobody", "nobody", "complete", "nobody", "nobody", "nobody"),
     "list_tasks_created_at": ("{user}", NOW),
     "update_tasks": ("nobody", "complete", "nobody", "incomplete"),
-    "delete_task": ("{user}", "{user}", 150_000, None, None, "{user}", "{user}", "{user}"),
+    "delete_task": ("{user}", "{user}", 150_000, None, None, None, "{user}", "{user}", "{user}"),
     # Somebody without tasks: what there is to delete is not what the look-up costs.
     "delete_user": ("nobody", "nobody"),
     "get_clock": ("{user}",),
@@ -56,7 +56,7 @@ PARAMETERS = {
     ),
     "list_tasks": ("{user}", NOW, 0, PAGE, 2**20, "{user}"),
     "list_tasks_by_status": ("{user}", "complete", NOW, 0, PAGE, 2**20, "{user}"),
-    "update_task": ("{user}", "x", True, None, "complete", "{user}", 150_000, [NOW], [NOW]),
+    "update_task": ("{user}", "x", True, None, "complete", "{user}", 150_000, [NOW], [NOW], [NOW]),
 }
 
 

@@ -36,7 +36,6 @@ _MESSAGES = {
     405: "Method not allowed",
     413: "Request body must be at most 64 KiB",
     414: "Request line must be at most 8190 bytes",
-    415: "Content-Type must be application/json",
     417: "Expectation failed",
     431: "Request head must be at most 32 KiB, with 100 header fields of 8190 bytes",
     500: "Internal server error",

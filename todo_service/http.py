@@ -18,18 +18,25 @@ from werkzeug.datastructures import Headers, MultiDict
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
+    PreconditionFailed,
     RequestEntityTooLarge,
     UnsupportedMediaType,
 )
+from werkzeug.http import quote_etag
 
 from todo_service.schemas import MAX_BODY, Query
-from todo_service.task import from_microseconds
+from todo_service.task import ANY_VERSION, Versions, from_microseconds
 
 # How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
 MAX_TAGS = 100
 
-# A version as task.version_of writes it: 14 digits last until the year 4253.
-_VERSION = re.compile("[1-9a-f][0-9a-f]{0,13}")
+JSON = "application/json"
+# What PATCH takes. A merge patch (RFC 7396) is an object whose members are changed, and null takes
+# one away: the same as what JSON means here.
+PATCH_TYPES = (JSON, "application/merge-patch+json")
+
+# The tag of a version as task.version_of writes it: 14 digits last until the year 4253.
+_TAG = re.compile('"[1-9a-f][0-9a-f]{0,13}"')
 
 
 def encode(value: object) -> bytes:
@@ -44,7 +51,7 @@ def respond(value: object, status: int = 200) -> Response:
 
 def respond_encoded(body: bytes, status: int = 200) -> Response:
     """A JSON response whose body is JSON already."""
-    return JsonResponse(body, status, content_type="application/json")
+    return JsonResponse(body, status, content_type=JSON)
 
 
 class JsonResponse(Response):
@@ -86,9 +93,26 @@ def _parse_int(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int)
 
 
-def read_body() -> dict[str, Any]:
-    """The request's JSON object. Raises ValidationError, or 400, 413 or 415 as an HTTPException."""
-    body = read_object_or_array(max_array=MAX_BODY)
+class UnsupportedBody(UnsupportedMediaType):
+    """415; where a PATCH is taken, with the types that it may have (RFC 5789 section 2.2)."""
+
+    def __init__(self, message: str, types: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.types = types
+
+    def get_headers(self, *_: Any) -> list[tuple[str, str]]:
+        return [("Accept-Patch", ", ".join(self.types))] if self.types == PATCH_TYPES else []
+
+
+def read_body(types: tuple[str, ...] = (JSON,), *, required: bool = True) -> dict[str, Any]:
+    """The request's JSON object, of one of these types; `{}` for no body that is not required.
+
+    Raises ValidationError, or 400, 413 or 415 as an HTTPException.
+    """
+    if not required and not request.content_length and not request.headers.get("Transfer-Encoding"):
+        return {}
+    raw = _read(MAX_BODY, types)
+    body = decode_body(raw) if raw or required else {}
     if not isinstance(body, dict):
         raise ValidationError("Request body must be a JSON object")
     return body
@@ -96,27 +120,35 @@ def read_body() -> dict[str, Any]:
 
 def read_object_or_array(max_array: int) -> dict[str, Any] | list[Any]:
     """As read_body, or a JSON array of at most so many bytes."""
-    try:
-        raw = _read(max_array)
-    except OSError:  # raised by gunicorn; Werkzeug's own streams raise ClientDisconnected
-        raise ClientDisconnected from None
-    if request.content_length not in (None, len(raw)):
-        raise BadRequest("Request body was cut short")
-    if raw and request.mimetype != "application/json":
-        raise UnsupportedMediaType
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("Content-Encoding is not supported")
-    try:
-        body = decode(raw)
-    except ValueError:
-        body = None
+    body = decode_body(_read(max_array, (JSON,)))
     if not isinstance(body, dict | list):
         raise ValidationError("Request body must be a JSON object")
     return body
 
 
-def _read(max_array: int) -> bytes:
+def decode_body(raw: bytes) -> Any:
+    try:
+        return decode(raw)
+    except ValueError:
+        return None
+
+
+def _read(max_array: int, types: tuple[str, ...]) -> bytes:
     """The whole body; no more of it than is needed to know that it is too large."""
+    try:
+        raw = _read_in_limits(max_array)
+    except OSError:  # raised by gunicorn; Werkzeug's own streams raise ClientDisconnected
+        raise ClientDisconnected from None
+    if request.content_length not in (None, len(raw)):
+        raise BadRequest("Request body was cut short")
+    if raw and request.mimetype not in types:
+        raise UnsupportedBody(f"Content-Type must be {' or '.join(types)}", types)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedBody("Content-Encoding is not supported", types)
+    return raw
+
+
+def _read_in_limits(max_array: int) -> bytes:
     if request.content_length is not None and request.content_length <= MAX_BODY:
         return request.get_data(cache=False)
     # One byte over a limit is read, because Werkzeug cuts a chunked body off without a word.
@@ -157,34 +189,57 @@ def digest_of(data: dict[str, Any] | list[dict[str, Any]]) -> bytes:
     return hashlib.sha256(encode(fields)).digest()
 
 
-def read_versions() -> list[datetime] | None:
-    """The versions that If-Match allows; None if any will do (RFC 9110 section 13.1.1).
+def read_versions() -> Versions:
+    """The versions that a change may meet: those of If-Match, not those of If-None-Match.
 
-    A weak tag, or one that this service never made, matches nothing.
+    RFC 9110 section 13.1. A tag that this service never made matches nothing.
     """
-    if "If-Match" not in request.headers:
-        return None
-    _count_tags("If-Match")
-    if request.if_match.star_tag:
-        return None
-    return [
-        from_microseconds(int(tag, 16))
-        for tag in request.if_match.as_set()
-        if tag and _VERSION.fullmatch(tag)
-    ]
+    versions = ANY_VERSION
+    if "If-Match" in request.headers:
+        tags = _read_tags("If-Match")
+        if tags != {"*"}:
+            versions = Versions(one_of=_parse_versions(tags))
+    if "If-None-Match" in request.headers:
+        tags = _read_tags("If-None-Match")
+        if tags == {"*"}:  # unless there is a task
+            return Versions(one_of=[])
+        versions = versions._replace(none_of=_parse_versions(_weaken(tags)))
+    return versions
+
+
+def _parse_versions(tags: set[str]) -> list[datetime]:
+    return [from_microseconds(int(tag[1:-1], 16)) for tag in tags if _TAG.fullmatch(tag)]
 
 
 def unless_known(response: Response) -> Response:
     """304 if the client already has this version (RFC 9110 section 13.1.2)."""
     if "If-None-Match" in request.headers:
-        _count_tags("If-None-Match")
-        etag, _ = response.get_etag()
-        if etag is not None and request.if_none_match.contains_weak(etag):
+        tags = _read_tags("If-None-Match")
+        etag = response.headers.get("ETag")
+        if etag is not None and (tags == {"*"} or etag.removeprefix("W/") in _weaken(tags)):
             response.status_code = 304
     return response
 
 
-def _count_tags(name: str) -> None:
-    """Refuse a header of thousands of tags before they are parsed, which would take a while."""
-    if request.headers[name].count(",") >= MAX_TAGS:
+def _read_tags(name: str) -> set[str]:
+    """The entity tags of a header, with their quotes and W/. Those of ours hold no comma."""
+    header = request.headers[name]
+    if header.count(",") >= MAX_TAGS:
         raise BadRequest(f"{name} must list at most {MAX_TAGS} tags")
+    return {tag.strip(" \t") for tag in header.split(",")}
+
+
+def _weaken(tags: set[str]) -> set[str]:
+    """For the comparison in which weak and strong tags are equal (RFC 9110 section 8.8.3.2)."""
+    return {tag.removeprefix("W/") for tag in tags}
+
+
+class TaskModified(PreconditionFailed):
+    """412, with the tag of the version that there is instead."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__("Task was modified")
+        self.version = version
+
+    def get_headers(self, *_: Any) -> list[tuple[str, str]]:
+        return [("ETag", quote_etag(self.version))]

@@ -89,13 +89,17 @@ def _status(**options: Any) -> fields.String:
     )
 
 
-class TaskBody(Schema):
-    """What both bodies share: the server's own fields may come back and are ignored."""
+class Body(Schema):
+    """What a body may hold: as it stands here, nothing."""
 
     class Meta:
         unknown = RAISE
 
     error_messages = {"unknown": "Unknown field", "type": "Task must be a JSON object"}
+
+
+class TaskBody(Body):
+    """What both bodies of a task share: the server's own fields may come back and are ignored."""
 
     @pre_load
     def drop_server_owned(self, data: Any, **_: Any) -> Any:
@@ -110,13 +114,8 @@ class NewTask(TaskBody):
     status = _status(load_default="incomplete")
 
 
-class StatusChange(Schema):
+class StatusChange(Body):
     """What is changed in many tasks at once."""
-
-    class Meta:
-        unknown = RAISE
-
-    error_messages = {"unknown": "Unknown field"}
 
     status = _status(required=True)
 
@@ -243,6 +242,7 @@ class ChangesQuery(Query):
     cursor = ChangesCursor(load_default=None)
 
 
+NO_FIELDS = Body()
 NEW_TASK = NewTask()
 TASK_CHANGES = TaskChanges()
 NO_QUERY = Query()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from todo_service.database import check, fetch_all, fetch_one, statement
-from todo_service.task import Mark, Position, Task
+from todo_service.task import ANY_VERSION, Mark, Position, Task, Versions
 
 
 class Changes(NamedTuple):
@@ -179,9 +179,9 @@ def update_task(
     task_id: int,
     changes: dict[str, str | None],
     *,
-    versions: Sequence[datetime] | None = None,
+    versions: Versions = ANY_VERSION,
 ) -> Task | None:
-    """Change the given fields. With `versions`, only if the task last changed at one of them."""
+    """Change the given fields, if the task is of one of the versions."""
     row = fetch_one(
         _UPDATE,
         (
@@ -192,8 +192,9 @@ def update_task(
             changes.get("status"),
             user_id,
             task_id,
-            versions,
-            versions,
+            versions.one_of,
+            versions.one_of,
+            versions.none_of,
         ),
     )
     return None if row is None else _task(row)
@@ -205,9 +206,11 @@ def update_tasks(user_id: str, *, status: str, to: str) -> int:
     return 0 if row is None else row[0]
 
 
-def delete_task(user_id: str, task_id: int, *, versions: Sequence[datetime] | None = None) -> bool:
-    """Delete a task and say whether there was one. `versions` as in update_task."""
-    parameters = (user_id, user_id, task_id, versions, versions, user_id, user_id, user_id)
+def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION) -> bool:
+    """Delete a task, if it is of one of the versions, and say whether it was."""
+    one_of, none_of = versions
+    owner = (user_id, user_id, user_id)
+    parameters = (user_id, user_id, task_id, one_of, one_of, none_of, *owner)
     return fetch_one(_DELETE, parameters) is not None
 
 

@@ -38,6 +38,17 @@ class Mark(NamedTuple):
     in_sync_at: datetime
 
 
+class Versions(NamedTuple):
+    """Versions of a task, by the time of the change that made each: one of these (None: any), and
+    none of those."""
+
+    one_of: list[datetime] | None = None
+    none_of: list[datetime] | None = None
+
+
+ANY_VERSION = Versions()
+
+
 def version_of(task: Task) -> str:
     """The version of a task, as its ETag holds it: updated_at in microseconds, in hexadecimal."""
     return version_at(task["updated_at"])

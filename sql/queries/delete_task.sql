@@ -4,7 +4,8 @@
 -- Deletions of more than 90 days ago are forgotten, at most 100 at a time: nobody waits for what one
 -- large deletion left behind. An hour is added because the clocks of service and database differ, and
 -- counted in hours because days in some time zones are longer.
--- Parameters: user_id, user_id, id, versions (null: any), versions, user_id, user_id, user_id.
+-- Parameters: user_id, user_id, id, versions (null: any), versions, versions that it must not be (null:
+-- none), user_id, user_id, user_id.
 WITH owner AS (
     UPDATE users
     SET changed_at = greatest(now(), (changed_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')
@@ -17,6 +18,7 @@ deleted AS (
     WHERE user_id = %s
         AND id = %s
         AND (%s::timestamptz[] IS NULL OR updated_at = ANY (%s::timestamptz[]))
+        AND (updated_at = ANY (%s::timestamptz[])) IS NOT TRUE
     RETURNING
         id,
         greatest(changed_at, (updated_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC') AS deleted_at

@@ -6,7 +6,7 @@
 -- updated_at is the version that If-Match compares. It is the clock, unless somebody wrote a later one
 -- by hand.
 -- Parameters: user_id, title, description sent, description, status, user_id, id, versions (null: any),
--- versions.
+-- versions, versions that it must not be (null: none).
 WITH owner AS (
     UPDATE users
     SET changed_at = greatest(now(), (changed_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')
@@ -22,4 +22,5 @@ FROM owner
 WHERE user_id = %s
     AND id = %s
     AND (%s::timestamptz[] IS NULL OR updated_at = ANY (%s::timestamptz[]))
+    AND (updated_at = ANY (%s::timestamptz[])) IS NOT TRUE
 RETURNING id, user_id, title, description, status, created_at, updated_at;

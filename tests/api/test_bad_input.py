@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+import httpx
 import pytest
 
 from tests.conftest import User
@@ -103,17 +104,72 @@ def test_a_bad_create_is_refused_and_stores_nothing(
     assert alice.get(alice.tasks).json() == []
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+@pytest.mark.parametrize(
+    ("method", "content_type"),
+    [
+        ("PUT", "application/json"),
+        ("PATCH", "application/json"),
+        ("PATCH", "application/merge-patch+json"),
+    ],
+)
 @pytest.mark.parametrize(("body", "message"), EITHER + ON_UPDATE)
 def test_a_bad_update_is_refused_and_changes_nothing(
-    alice: User, method: str, body: str | bytes, message: str
+    alice: User, method: str, content_type: str, body: str | bytes, message: str
 ) -> None:
     task = alice.create()
 
-    answer = alice.request(method, alice.path(task), content=encode(body), headers=JSON)
+    answer = alice.request(
+        method, alice.path(task), content=encode(body), headers={"Content-Type": content_type}
+    )
 
     assert (answer.status_code, answer.json()) == (400, {"error": message})
     assert alice.get(alice.path(task)).json() == task
+
+
+@pytest.mark.parametrize("verb", ["complete", "incomplete"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"completed": false}', "Unknown field: completed"),
+        ('{"status": "incomplete"}', "Unknown field: status"),
+        ('{"b": 1, "id": 1}', "Unknown field: b; Unknown field: id"),
+        (r'{"\ud800": 1}', r"Unknown field: \ud800"),
+        ("[]", NOT_AN_OBJECT),
+        ("null", NOT_AN_OBJECT),
+        ("false", NOT_AN_OBJECT),
+        (" ", NOT_AN_OBJECT),
+        ("{", NOT_AN_OBJECT),
+    ],
+)
+def test_a_body_that_asks_for_more_than_its_path_says_is_refused(
+    alice: User, verb: str, body: str, message: str
+) -> None:
+    task = alice.create(status="incomplete" if verb == "complete" else "complete")
+
+    answer = alice.patch(f"{alice.path(task)}/{verb}", content=body.encode(), headers=JSON)
+
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+    assert alice.get(alice.path(task)).json() == task
+
+
+@pytest.mark.parametrize("verb", ["complete", "incomplete"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_size_and_type_of_a_body_are_checked_where_there_should_be_none(
+    alice: User, verb: str, chunked: bool
+) -> None:
+    task = alice.create()
+
+    def patch(content: bytes, content_type: str) -> httpx.Response:
+        return alice.patch(
+            f"{alice.path(task)}/{verb}",
+            content=iter([content]) if chunked else content,
+            headers={"Content-Type": content_type},
+        )
+
+    assert patch(b"{}".ljust(64 * 1024 + 1), "application/json").status_code == 413
+    assert patch(b"{}", "text/plain").status_code == 415
+    assert alice.get(alice.path(task)).json() == task
+    assert patch(b"{}".ljust(64 * 1024), "application/json").status_code == 200
 
 
 def test_a_user_id_in_the_body_is_ignored(alice: User, bob: User) -> None:
@@ -185,6 +241,40 @@ def test_another_content_type_is_refused(alice: User, content_type: str | None) 
 
     assert answer.status_code == 415
     assert answer.json() == {"error": "Content-Type must be application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix"),
+    [("PUT", ""), ("PATCH", ""), ("PATCH", "/complete"), ("PATCH", "/incomplete")],
+)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/json-patch+json"},
+        {"Content-Type": "application/merge-patch+jsonp"},
+        JSON | {"Content-Encoding": "gzip"},
+    ],
+)
+def test_a_change_of_another_type_is_told_the_right_ones(
+    alice: User, method: str, suffix: str, headers: dict[str, str]
+) -> None:
+    task = alice.create()
+
+    answer = alice.request(method, alice.path(task) + suffix, content=b"{}", headers=headers)
+
+    assert answer.status_code == 415
+    assert answer.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
+    assert alice.get(alice.path(task)).json() == task
+
+
+def test_a_merge_patch_creates_nothing(alice: User) -> None:
+    headers = {"Content-Type": "application/merge-patch+json"}
+
+    answer = alice.post(alice.tasks, content=b'{"title": "x"}', headers=headers)
+
+    assert (answer.status_code, alice.get(alice.tasks).json()) == (415, [])
+    assert "Accept-Patch" not in answer.headers
 
 
 def test_a_compressed_body_is_refused(alice: User) -> None:

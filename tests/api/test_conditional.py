@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from tests.conftest import User
@@ -64,11 +65,14 @@ def test_a_known_version_is_not_sent_again(alice: User, method: str, form: str) 
     assert not answer.headers.keys() & {"content-type", "content-length"}
 
 
-@pytest.mark.parametrize("tag", STALE)
+@pytest.mark.parametrize("tag", [*STALE, "{unquoted}", "W/{unquoted}", '"x", {unquoted}', '*, "x"'])
 def test_an_unknown_version_is_sent(alice: User, tag: str) -> None:
     task = alice.create()
+    unquoted = tag_of(alice, task).strip('"')
 
-    answer = alice.get(alice.path(task), headers={"If-None-Match": tag.encode()})
+    answer = alice.get(
+        alice.path(task), headers={"If-None-Match": tag.format(unquoted=unquoted).encode()}
+    )
 
     assert (answer.status_code, answer.json()) == (200, task)
 
@@ -93,23 +97,102 @@ def test_a_write_with_another_tag_changes_nothing(
     task = alice.create()
     tag = tag_of(alice, task)
     task = alice.patch(alice.path(task), json={"title": "meanwhile"}).json()
+    present = tag_of(alice, task)
 
-    # A weak tag never matches here (RFC 9110 section 13.1.1), not even the current one.
-    for stale in [*STALE, tag, f"W/{tag_of(alice, task)}"]:
+    # A weak tag never matches here (RFC 9110 section 13.1.1), not even the current one; and a tag
+    # stands in quotes (section 8.8.3).
+    unquoted = present.strip('"')
+    wrong = [f"W/{present}", unquoted, f'"{unquoted}', f'"0", {unquoted}', f'*, "{tag}"']
+    for stale in [*STALE, tag, *wrong]:
         headers = {"If-Match": stale.encode()}
         answer = alice.request(method, alice.path(task) + suffix, json=body, headers=headers)
         assert (answer.status_code, answer.json()) == (412, {"error": "Task was modified"}), stale
+        assert answer.headers["ETag"] == present
         assert alice.get(alice.path(task)).json() == task
 
 
 @pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
-@pytest.mark.parametrize("tag", ['"0"', "*", "rubbish"])
-def test_a_conditional_write_to_a_missing_task_is_not_found(
-    alice: User, method: str, suffix: str, body: dict | None, tag: str
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"0", {}', "*"])
+def test_a_write_that_is_not_meant_for_the_current_tag_changes_nothing(
+    alice: User, method: str, suffix: str, body: dict | None, form: str
 ) -> None:
-    answer = alice.request(method, f"{alice.tasks}/1{suffix}", json=body, headers={"If-Match": tag})
+    task = alice.create()
+    present = tag_of(alice, task)
+    headers = {"If-None-Match": form.format(present)}
+
+    for also in ({}, {"If-Match": present}, {"If-Match": "*"}):
+        answer = alice.request(method, alice.path(task) + suffix, json=body, headers=headers | also)
+        assert (answer.status_code, answer.json()) == (412, {"error": "Task was modified"})
+        assert answer.headers["ETag"] == present
+    assert alice.get(alice.path(task)).json() == task
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+@pytest.mark.parametrize("form", [*STALE, "{unquoted}", '*, "x"'])
+def test_a_write_that_is_not_meant_for_another_tag_goes_through(
+    alice: User, method: str, suffix: str, body: dict | None, form: str
+) -> None:
+    task = alice.create()
+    tag = form.format(unquoted=tag_of(alice, task).strip('"'))
+
+    answer = alice.request(
+        method, alice.path(task) + suffix, json=body, headers={"If-None-Match": tag.encode()}
+    )
+
+    assert answer.status_code == (204 if method == "DELETE" else 200)
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+def test_of_two_conditions_both_have_to_hold(
+    alice: User, method: str, suffix: str, body: dict | None
+) -> None:
+    task = alice.create()
+    headers = {"If-Match": '"0"', "If-None-Match": '"0"'}
+
+    answer = alice.request(method, alice.path(task) + suffix, json=body, headers=headers)
+
+    assert answer.status_code == 412
+    assert alice.get(alice.path(task)).json() == task
+
+
+@pytest.mark.parametrize(("name", "status"), [("If-Match", 200), ("If-None-Match", 412)])
+def test_a_hundred_tags_are_compared_and_more_are_refused(
+    alice: User, name: str, status: int
+) -> None:
+    task = alice.create()
+    hundred = ", ".join(['"0"'] * 99 + [tag_of(alice, task)])
+
+    def put(tags: str) -> httpx.Response:
+        return alice.put(alice.path(task), json={"title": "x"}, headers={name: tags})
+
+    assert put(hundred).status_code == status
+    answer = put(f'{hundred}, "1"')
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f"{name} must list at most 100 tags"}
+
+
+def test_the_tag_of_a_412_is_the_one_to_go_on_with(alice: User) -> None:
+    task = alice.create()
+
+    refused = alice.put(alice.path(task), json={"title": "x"}, headers={"If-Match": '"0"'})
+    changed = alice.put(
+        alice.path(task), json={"title": "x"}, headers={"If-Match": refused.headers["ETag"]}
+    )
+
+    assert (refused.status_code, changed.status_code) == (412, 200)
+    assert changed.headers["ETag"] == tag_of(alice, task) != refused.headers["ETag"]
+
+
+@pytest.mark.parametrize(("method", "suffix", "body"), WRITES)
+@pytest.mark.parametrize("tag", ['"0"', "*", "rubbish"])
+@pytest.mark.parametrize("condition", ["If-Match", "If-None-Match"])
+def test_a_conditional_write_to_a_missing_task_is_not_found(
+    alice: User, method: str, suffix: str, body: dict | None, condition: str, tag: str
+) -> None:
+    answer = alice.request(method, f"{alice.tasks}/1{suffix}", json=body, headers={condition: tag})
 
     assert (answer.status_code, answer.json()) == (404, {"error": "Task not found"})
+    assert "ETag" not in answer.headers
 
 
 def test_without_if_match_the_last_write_wins(alice: User) -> None:

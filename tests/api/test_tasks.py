@@ -119,6 +119,53 @@ def test_completing_and_reopening_may_be_repeated(alice: User) -> None:
             assert answer.json()["status"] == status
 
 
+@pytest.mark.parametrize("verb", ["complete", "incomplete"])
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b"", None),
+        (b"", "application/json"),
+        (b"", "text/plain"),
+        (b"{}", "application/json"),
+        (b" { } ", "application/json; charset=utf-8"),
+        (b"{}", "application/merge-patch+json"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_completing_and_reopening_take_no_body_or_an_empty_object(
+    alice: User, verb: str, content: bytes, content_type: str | None, chunked: bool
+) -> None:
+    task = alice.create()
+    headers = {} if content_type is None else {"Content-Type": content_type}
+
+    answer = alice.patch(
+        f"{alice.path(task)}/{verb}",
+        content=iter([content] if content else []) if chunked else content,
+        headers=headers,
+    )
+
+    assert (answer.status_code, answer.json()["status"]) == (200, verb)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_a_merge_patch_changes_its_members_and_null_takes_the_description_away(
+    alice: User, method: str
+) -> None:
+    task = alice.create("Buy milk", description="two litres")
+
+    answer = alice.request(
+        method,
+        alice.path(task),
+        content=b'{"description": null, "status": "complete", "id": null}',
+        headers={"Content-Type": "application/merge-patch+json"},
+    )
+
+    assert answer.status_code == 200
+    changed = {"description": None, "status": "complete"}
+    assert answer.json() == task | changed | {"updated_at": answer.json()["updated_at"]}
+    assert alice.get(alice.path(task)).json() == answer.json()
+
+
 def test_updated_at_strictly_grows_with_every_change(alice: User) -> None:
     task = alice.create()
     seen = [datetime.fromisoformat(str(task["updated_at"]))]
@@ -177,6 +224,16 @@ def test_options_needs_no_token_and_lists_the_methods(alice: User) -> None:
     assert {m.strip() for m in item.headers["Allow"].split(",")} == {
         "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PUT",
     }  # fmt: skip
+
+
+def test_options_names_the_types_of_a_patch_where_there_is_one(alice: User) -> None:
+    task = alice.create()
+
+    item = alice.path(task)
+    for path in (alice.tasks, item, f"{item}/complete", f"{item}/incomplete"):
+        answer = alice.options(path)
+        assert answer.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
+    assert "Accept-Patch" not in alice.options(f"{alice.tasks}/changes").headers
 
 
 def test_the_first_task_makes_the_users_row_appear(

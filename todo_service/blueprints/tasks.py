@@ -8,14 +8,16 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 from zlib import crc32
 
-from flask import Blueprint, Response, request, stream_with_context, url_for
+from flask import Blueprint, Response, current_app, request, stream_with_context, url_for
 from marshmallow import ValidationError
-from werkzeug.exceptions import Gone, NotFound, PreconditionFailed, UnprocessableEntity
+from werkzeug.exceptions import Gone, NotFound, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
 from todo_service import store
 from todo_service.errors import log_if_cut_short
 from todo_service.http import (
+    PATCH_TYPES,
+    TaskModified,
     digest_of,
     encode,
     parse_query,
@@ -34,6 +36,7 @@ from todo_service.schemas import (
     MAX_ARRAY,
     MAX_TASKS,
     NEW_TASK,
+    NO_FIELDS,
     NO_QUERY,
     STATUS_CHANGE,
     STATUS_QUERY,
@@ -41,7 +44,7 @@ from todo_service.schemas import (
     ChangesCursor,
     Cursor,
 )
-from todo_service.task import Position, Task, version_at, version_of
+from todo_service.task import ANY_VERSION, Position, Task, Versions, version_at, version_of
 
 # A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
 _PAGE_BYTES = 1024 * 1024
@@ -62,14 +65,28 @@ tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
 @tasks.before_request
-def read_arguments() -> None:
-    """Give the views a number and a query; a bad one is a 400, after token and owner were checked.
+def answer_options() -> Response | None:
+    """Flask's own answer, and what a PATCH may be sent as (RFC 5789 section 3.1).
 
-    But not to OPTIONS: a browser asks so before it sends the request itself, whose answer says why.
+    Before the path and the query are read: a browser sends OPTIONS with those of the request to
+    come, whose answer says what is wrong with them.
+    """
+    if request.method != "OPTIONS":
+        return None
+    response = current_app.make_default_options_response()
+    if "PATCH" in response.allow:
+        response.headers["Accept-Patch"] = ", ".join(PATCH_TYPES)
+    return response
+
+
+@tasks.before_request
+def read_arguments() -> None:
+    """Give the views a number and a query.
+
+    A bad one is a 400, but only after token and owner were checked.
     """
     arguments, endpoint = request.view_args, request.endpoint
-    if arguments is None or request.method == "OPTIONS":
-        return
+    assert arguments is not None
     if "task_id" in arguments:
         arguments["task_id"] = parse_task_id(arguments["task_id"])
     if endpoint in _QUERIES:
@@ -165,7 +182,7 @@ def _note_replay(response: Response, replayed: bool) -> Response:
 
 @tasks.patch("")
 def update_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
-    change = STATUS_CHANGE.load(read_body())
+    change = STATUS_CHANGE.load(read_body(PATCH_TYPES))
     count = store.update_tasks(user_id, status=query["status"], to=change["status"])
     return respond({"updated": count})
 
@@ -186,16 +203,18 @@ def get_task(user_id: str, task_id: int) -> Response:
 @tasks.put("/<task_id:task_id>")
 @tasks.patch("/<task_id:task_id>")
 def update_task(user_id: str, task_id: int) -> Response:
-    return _update(user_id, task_id, TASK_CHANGES.load(read_body()))
+    return _update(user_id, task_id, TASK_CHANGES.load(read_body(PATCH_TYPES)))
 
 
 @tasks.patch("/<task_id:task_id>/complete")
 def complete_task(user_id: str, task_id: int) -> Response:
+    _refuse_fields()
     return _update(user_id, task_id, {"status": "complete"})
 
 
 @tasks.patch("/<task_id:task_id>/incomplete")
 def reopen_task(user_id: str, task_id: int) -> Response:
+    _refuse_fields()
     return _update(user_id, task_id, {"status": "incomplete"})
 
 
@@ -217,6 +236,13 @@ def _tag(response: Response, clock: datetime | None) -> Response:
     return response
 
 
+def _refuse_fields() -> None:
+    """For a path that says it all: a body that asks for something else must not be ignored."""
+    body = read_body(PATCH_TYPES, required=False)
+    if body:
+        NO_FIELDS.load(body)
+
+
 def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
     versions = read_versions()
     task = store.update_task(user_id, task_id, changes, versions=versions)
@@ -225,11 +251,12 @@ def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
     return _answer(task)
 
 
-def _refuse(user_id: str, task_id: int, versions: list[datetime] | None) -> NoReturn:
-    """Nothing was changed: there is no such task, or If-Match names another version of it."""
-    if versions is None or store.get_task(user_id, task_id) is None:
+def _refuse(user_id: str, task_id: int, versions: Versions) -> NoReturn:
+    """Nothing was changed: there is no such task, or it is of a version that was not meant."""
+    task = None if versions == ANY_VERSION else store.get_task(user_id, task_id)
+    if task is None:
         raise NotFound("Task not found")
-    raise PreconditionFailed("Task was modified")
+    raise TaskModified(version_of(task))
 
 
 def _answer(task: Task, status: int = 200) -> Response:
