@@ -15,18 +15,36 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from bench import data, growth, report, verify
+from bench import data, growth, report, trees, verify
 from bench.ceiling import Ceiling
-from bench.compare import Comparison, Competitor
+from bench.compare import Comparison, Competitor, Samples
 from bench.competitors import Server, fastify, fastify_versions, floor, ours, proxy, reference
 from bench.load import Invalid
-from bench.workloads import WORKLOADS, write_requests
+from bench.workloads import KINDS, WORKLOADS, write_requests
 from todo_service import embedded
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measure the service.")
     parser.add_argument("--quick", action="store_true", help="less of everything: to try it out")
+    parser.add_argument(
+        "--against",
+        metavar="REF",
+        help="only the service, and beside it the service of that git reference: its files, its"
+        " schema in a database of its own, and, where its requirements.txt asks for other versions"
+        " than today's, an environment of its own for this run",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="with --against, also the reference, the floor and pgbench",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="5 of 4 s, or 2 of 1 s with --quick; with --against 12 of 1 s, or 4 with --quick",
+    )
     parser.add_argument("--growth", action="store_true", help="cost as tasks and requests grow")
     parser.add_argument(
         "--latency", type=float, default=0, metavar="MS", help="added each way to the database"
@@ -45,7 +63,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=WORKLOADS, help="this workload; repeatable"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.growth and options.against:
+        parser.error("--growth has no --against")
+    if options.against:
+        # Many short turns tell two trees apart better than a few long ones.
+        rounds, options.seconds = (4, 1) if options.quick else (12, 1)
+    else:
+        rounds, options.seconds = (2, 1) if options.quick else (5, 4)
+    options.rounds = options.rounds or rounds
+    return options
 
 
 def main() -> None:
@@ -66,43 +93,71 @@ def main() -> None:
 
 
 def compare(server: str, folder: Path, options: argparse.Namespace) -> None:
+    base = trees.at(options.against, folder) if options.against else None
+    everyone = options.all or base is None
     files = write_requests(folder)
-    rounds, seconds = (2, 1) if options.quick else (5, 4)
     with ExitStack() as stack:
-        url = stack.enter_context(data.own_database(server, "tasks"))
-        distant = url
+        distant = server
         if options.latency:
-            program, distant = proxy(url, options.latency, folder)
+            program, distant = proxy(server, options.latency, folder)
             stack.enter_context(program)
             program.wait(lambda: connects(distant))
-        servers = [ours(distant, folder, files), reference(distant, folder, files)]
-        servers += [ours(distant, folder, files, variant) for variant in options.worker]
-        servers += [fastify(distant, folder, files)] if options.fastify else []
-        servers += [floor(folder, files)]
+        url = stack.enter_context(data.own_database(distant, "tasks"))
+        servers = [ours(url, folder, files)]
+        if base:
+            # A database of its own: the schema may be another one.
+            own = stack.enter_context(data.own_database(distant, "against", base))
+            servers += [ours(own, folder, files, tree=base)]
+        servers += [reference(url, folder, files)] if everyone else []
+        servers += [ours(url, folder, files, variant) for variant in options.worker]
+        servers += [fastify(url, folder, files)] if options.fastify else []
+        servers += [floor(folder, files)] if everyone else []
         for one in servers:
             stack.enter_context(one)
-        check(url, servers)
-        competitors: list[Competitor] = [*servers, Ceiling(distant, folder)]
-        comparison = Comparison(url, competitors, options.only or list(WORKLOADS))
+        notes = check(servers, base)
+        competitors: list[Competitor] = [*servers]
+        competitors += [Ceiling(url, folder)] if everyone else []
+        comparison = Comparison(server, competitors, options.only or list(WORKLOADS))
         comparison.warm_up()
-        samples = comparison.run(rounds, seconds)
-        machine = report.machine(url) | (fastify_versions() if options.fastify else {})
+        samples = comparison.run(options.rounds, options.seconds)
+        machine = report.machine(server) | (fastify_versions() if options.fastify else {})
+    write(options, base, samples, machine, notes)
 
+
+def write(
+    options: argparse.Namespace,
+    base: trees.Tree | None,
+    samples: Samples,
+    machine: dict[str, str],
+    notes: list[str],
+) -> None:
     name = "quick" if options.quick else "full"
+    name += f"-against-{base.name}" if base else ""
+    name += "-all" if base and options.all else ""
     name += f"-latency-{options.latency:g}" if options.latency else ""
     name += "-workers" if options.worker else ""
     name += "-fastify" if options.fastify else ""
-    described = ", ".join(f"{key} {value}" for key, value in machine.items())
-    text = (
-        f"{report.comparison_table(samples)} {rounds} rounds of {seconds} s; {options.latency:g} ms"
-        f" added each way between application and database.\n\nMachine: {described}."
+    paragraphs: list[str] = []
+    if base:
+        paragraphs += report.against(samples, base.name)
+        notes = [f"Ours is {trees.describe_today()}.", *notes]
+        if base.programs != trees.TODAY.programs:
+            notes.append(f"{base.name} runs on other versions of packages, from its requirements.")
+    if base is None or options.all or options.worker or options.fastify:
+        paragraphs += report.comparison(samples)
+    paragraphs[-1] += (
+        f" {options.rounds} rounds of {options.seconds} s; {options.latency:g} ms"
+        " added each way between application and database."
     )
+    paragraphs += [" ".join(notes)] if notes else []
+    described = ", ".join(f"{key} {value}" for key, value in machine.items())
+    paragraphs += [f"Machine: {described}."]
     figures: dict[str, object] = {
         "machine": machine,
         "options": vars(options),
         "samples": report.as_json(samples),
     }
-    report.write(name, text, figures)
+    report.write(name, "\n\n".join(paragraphs), figures)
     report.plot(name, samples)
 
 
@@ -114,18 +169,30 @@ def connects(url: str) -> bool:
     return True
 
 
-def check(url: str, servers: list[Server]) -> None:
-    """Compare the answers of all to those of the first."""
+def check(servers: list[Server], base: trees.Tree | None) -> list[str]:
+    """Compare the answers of all to those of the first; returns what a reader should know.
+
+    What a competitor cannot answer is not asked of it any more. Only the tree of another commit
+    may answer otherwise: that may be what has been changed.
+    """
     expected: dict[str, verify.Answer] = {}
-    data.seed(url)
+    notes: list[str] = []
     for one in servers:
-        found = verify.ask(one)
-        data.restore(url)
+        if one.database is not None:
+            data.seed(one.database)
+        found = verify.ask(one, knows_all=one is servers[0])
         expected = expected or found
-        if one.uses_database:
+        one.kinds = frozenset(found)
+        if unknown := ", ".join(kind for kind in KINDS if kind not in found):
+            notes.append(f"{one.name} does not know: {unknown}.")
+        if base and one.name == base.name:
+            if others := ", ".join(verify.differing(found, expected)):
+                notes.append(f"{one.name} answers otherwise: {others}.")
+        elif one.database is not None:
             verify.compare(one, found, expected)
         else:
             verify.compare_size(one, found, expected)
+    return notes
 
 
 if __name__ == "__main__":

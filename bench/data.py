@@ -6,15 +6,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import jwt
 import psycopg
 from psycopg import sql
 
-from todo_service.database import apply_schema
-from todo_service.store import Position
+from bench.trees import TODAY, Tree, environ, run
 
 USERS = 1000
 TASKS_EACH = 100
@@ -66,11 +65,6 @@ def title(number: int) -> str:
     return f"{TITLE}{number:07}"
 
 
-def position(number: int) -> Position:
-    """Where the task with that number stands: the first that was seeded has number 0."""
-    return Position(FIRST_TIME + timedelta(seconds=number), FIRST_TASK + number)
-
-
 def sign(user: str) -> str:
     now = int(time.time())
     return jwt.encode({"sub": user, "iat": now, "exp": now + 24 * 3600}, SECRET, "HS256")
@@ -82,8 +76,8 @@ def on_database(url: str, name: str) -> str:
 
 
 @contextmanager
-def own_database(server: str, label: str) -> Iterator[str]:
-    """A new database with the schema, dropped in the end; yields its URL.
+def own_database(server: str, label: str, tree: Tree = TODAY) -> Iterator[str]:
+    """A new database with the tree's schema, dropped in the end; yields its URL.
 
     Never the database that the URL names: seeding starts with TRUNCATE.
     """
@@ -92,15 +86,23 @@ def own_database(server: str, label: str) -> Iterator[str]:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
             url = on_database(server, name)
-            apply_schema(url)
-            with psycopg.connect(url) as tables:
-                # `seed` and `restore` vacuum; PostgreSQL itself would do it amid a measurement.
-                tables.execute("ALTER TABLE users SET (autovacuum_enabled = false)")
-                tables.execute("ALTER TABLE tasks SET (autovacuum_enabled = false)")
+            variables = environ(DATABASE_URL=url, JWT_SECRET=SECRET)
+            run(tree.program("flask"), "--app", "wsgi", "init-db", cwd=tree.root, env=variables)
+            with psycopg.connect(url) as inside:
+                for table in tables(inside):
+                    # `seed` and `restore` vacuum; PostgreSQL itself would do it amid a measurement.
+                    off = sql.SQL("ALTER TABLE {} SET (autovacuum_enabled = false)").format(table)
+                    inside.execute(off)
             yield url
         finally:
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
             connection.execute(drop)
+
+
+def tables(connection: psycopg.Connection) -> list[sql.Identifier]:
+    """All tables: each tree has its own."""
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+    return [sql.Identifier(name) for (name,) in connection.execute(query)]
 
 
 def seed(url: str, users: int = USERS, tasks_each: int = TASKS_EACH) -> None:
@@ -108,20 +110,29 @@ def seed(url: str, users: int = USERS, tasks_each: int = TASKS_EACH) -> None:
     count = users * tasks_each
     restart = sql.SQL("ALTER TABLE tasks ALTER COLUMN id RESTART WITH {}").format(FIRST_TASK)
     with psycopg.connect(url, autocommit=True) as connection:
+        everything = sql.SQL(", ").join(tables(connection))
         with connection.transaction():
-            connection.execute("TRUNCATE users, tasks")
+            connection.execute(sql.SQL("TRUNCATE {}").format(everything))
             connection.execute(restart)
             connection.execute(_SEED_USERS, (FIRST_USER, users))
             connection.execute(
                 _SEED_TASKS,
                 (FIRST_USER, users, TITLE, DESCRIPTION, FIRST_TIME, FIRST_TIME, count),
             )
-        connection.execute("VACUUM ANALYZE users, tasks")
+        connection.execute(sql.SQL("VACUUM ANALYZE {}").format(everything))
 
 
-def restore(url: str, count: int = USERS * TASKS_EACH) -> None:
-    """Undo what a workload has done to seeded tables, which is quicker than to seed them again."""
+def restore(url: str) -> None:
+    """Undo what a workload has done to seeded tables.
+
+    Quicker than to seed them again, which is only done where tasks were deleted.
+    """
+    count = USERS * TASKS_EACH
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DELETE FROM tasks WHERE id >= %s", (FIRST_TASK + count,))
+        if connection.execute("SELECT count(*) FROM tasks").fetchone() != (count,):
+            seed(url)
+            return
         connection.execute(_RESTORE_TASKS, (TITLE, FIRST_TASK))
-        connection.execute("VACUUM ANALYZE tasks")
+        everything = sql.SQL(", ").join(tables(connection))
+        connection.execute(sql.SQL("VACUUM ANALYZE {}").format(everything))

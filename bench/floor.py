@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from unittest.mock import Mock
 
 from flask import Flask, Response, request
 
 from bench import data
 from todo_service import auth
-from todo_service.http import encode
 from todo_service.settings import Settings
 
 _TASK = {
@@ -17,11 +17,12 @@ _TASK = {
     "title": data.title(0),
     "description": data.DESCRIPTION,
     "status": "incomplete",
-    "created_at": data.FIRST_TIME,
-    "updated_at": data.FIRST_TIME,
+    "created_at": f"{data.FIRST_TIME:%Y-%m-%dT%H:%M:%S.%fZ}",
+    "updated_at": f"{data.FIRST_TIME:%Y-%m-%dT%H:%M:%S.%fZ}",
 }
-ONE = encode(_TASK)
-LIST = encode([_TASK] * data.TASKS_EACH)
+# As short as the service writes it.
+ONE = json.dumps(_TASK, separators=(",", ":")).encode()
+LIST = json.dumps([_TASK] * data.TASKS_EACH, separators=(",", ":")).encode()
 
 app = Flask(__name__, static_folder=None)
 auth.init_app(app, auth.bearer(Settings.from_env()))
@@ -35,7 +36,7 @@ def answer(body: bytes, status: int = 200) -> Response:
 
 @app.get("/health")
 def is_alive() -> Response:
-    return answer(encode({"status": "ok"}))
+    return answer(b'{"status":"ok"}')
 
 
 @app.get("/api/<user_id>/tasks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +17,7 @@ from bench.competitors import Server, ours
 from bench.load import Invalid, send
 from bench.workloads import line, write_requests
 from todo_service.schemas import Cursor
+from todo_service.store import Position
 
 _PAGE = 100
 _MIB = 2**20
@@ -79,13 +81,19 @@ def write_growth_requests(folder: Path, size: int) -> dict[str, Path]:
     paths = {
         "get one": [f"{tasks}/{data.FIRST_TASK + dice.randrange(size)}" for _ in range(20_000)],
         "first page": [page],
-        "page far in": [f"{page}&cursor={Cursor.encode(data.position(n))}" for n in oldest],
+        "page far in": [f"{page}&cursor={cursor(number)}" for number in oldest],
     }
     files: dict[str, Path] = {}
     for kind, wanted in paths.items():
         files[kind] = folder / f"{kind}.requests"
         files[kind].write_text("".join(line("GET", path, token) for path in wanted))
     return files
+
+
+def cursor(number: int) -> str:
+    """Where the task with that number stands: the first that was seeded has number 0."""
+    created_at = data.FIRST_TIME + timedelta(seconds=number)
+    return Cursor.encode(Position(created_at, data.FIRST_TASK + number))
 
 
 def measure_streaming(server: str, folder: Path, tasks: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import matplotlib
 import psycopg
@@ -52,7 +52,8 @@ def machine(url: str) -> dict[str, str]:
     } | {name: version(name) for name in _PACKAGES}
 
 
-def comparison_table(samples: Samples) -> str:
+def comparison(samples: Samples) -> list[str]:
+    """Every competitor: a table, and how to read it."""
     rows: list[list[str]] = []
     for workload, by_name in samples.items():
         reference, floor = by_name.get("reference"), by_name.get("floor")
@@ -71,7 +72,23 @@ def comparison_table(samples: Samples) -> str:
                     show(middle(mine, _database_cpu), 0),
                 ]
             )
-    return f"{table(_HEADINGS, rows)}\n\n{_NOTE}"
+    return [table(_HEADINGS, rows), _NOTE]
+
+
+def against(samples: Samples, base: str) -> list[str]:
+    """Today's tree beside the one of that name: a table, and how to read it."""
+    figures = {"application CPU": _app_cpu, "PostgreSQL CPU": _database_cpu, "requests/s": _rate}
+    headings = [f"ours ÷ {base}", *figures]
+    for name in figures:
+        headings += [f"{name}: ours", base]
+    rows: list[list[str]] = []
+    for workload, by_name in samples.items():
+        today, before = by_name["ours"], by_name.get(base, [])
+        row = [workload, *(show_ratios(ratios(today, before, of)) for of in figures.values())]
+        for of in figures.values():
+            row += [show(middle(today, of), 0), show(middle(before, of), 0)]
+        rows.append(row)
+    return [table(headings, rows), f"{_NOTE} In brackets: the middle half of the rounds."]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -97,22 +114,38 @@ def middle(rounds: Sequence[Sample], figure: Callable[[Sample], float | None]) -
     return median(known) if known else None
 
 
+def ratios(
+    over: Sequence[Sample] | None,
+    under: Sequence[Sample] | None,
+    figure: Callable[[Sample], float | None],
+) -> list[float]:
+    """The ratios of two figures that were measured in the same round."""
+    pairs = [
+        (figure(first), figure(second))
+        for first, second in zip(over or (), under or (), strict=False)
+    ]
+    return [first / second for first, second in pairs if first is not None and second]
+
+
 def ratio(
     over: Sequence[Sample] | None,
     under: Sequence[Sample] | None,
     figure: Callable[[Sample], float | None],
 ) -> float | None:
-    """The median of the ratios of two figures that were measured in the same round."""
-    pairs = [
-        (figure(first), figure(second))
-        for first, second in zip(over or (), under or (), strict=False)
-    ]
-    known = [first / second for first, second in pairs if first is not None and second]
+    known = ratios(over, under, figure)
     return median(known) if known else None
 
 
 def show(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def show_ratios(known: Sequence[float]) -> str:
+    """Their median, and the ends of their middle half."""
+    if len(known) < 2:
+        return show(known[0], 2) if known else "-"
+    low, middle, high = quantiles(known, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def write(name: str, text: str, figures: dict[str, object]) -> None:

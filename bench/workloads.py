@@ -1,21 +1,54 @@
-"""What is measured: requests, and shares of them in a workload."""
+"""What is measured: requests, and shares of them in a workload.
+
+A new kind of request is an entry in KINDS, and thereby a workload of its own. Competitors that
+answer it with a 4xx are left out of it, and so is pgbench without an entry in ceiling.py.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import data
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request, which concerns the task with a number."""
+
+    method: str
+    # What follows /api/{user}/tasks; {id} stands for the task's id.
+    path: str
+    # What is sent as JSON, by the task's number.
+    body: Callable[[int], object] | None = None
+    # Fields of the answer that differ from one time to the next.
+    new: tuple[str, ...] = ()
+
+
+def _new_task(number: int) -> object:
+    return {"title": data.title(number), "description": data.DESCRIPTION}
+
+
+KINDS = {
+    "get one": Kind("GET", "/{id}"),
+    "list 100": Kind("GET", f"?limit={data.TASKS_EACH}"),
+    "create": Kind("POST", "", body=_new_task, new=("id", "created_at", "updated_at")),
+    "update": Kind(
+        "PUT",
+        "/{id}",
+        body=lambda number: {"title": data.title(number)[::-1]},
+        new=("updated_at",),
+    ),
+    "complete": Kind("PATCH", "/{id}/complete", new=("updated_at",)),
+}
+
 # Percent of the requests.
 WORKLOADS = {
-    "get one": {"get": 100},
-    "list 100": {"list": 100},
-    "create": {"create": 100},
-    "update": {"update": 100},
-    "complete": {"complete": 100},
-    "mixed": {"get": 70, "list": 15, "create": 10, "update": 5},
+    **{kind: {kind: 100} for kind in KINDS},
+    "mixed": {"get one": 70, "list 100": 15, "create": 10, "update": 5},
 }
 
 # More than are sent in a measurement, so that none meets what an earlier one of it has changed.
@@ -23,26 +56,15 @@ _LENGTH = 20_000
 
 
 def writes(workload: str) -> bool:
-    return not WORKLOADS[workload].keys() <= {"get", "list"}
+    return any(KINDS[kind].method != "GET" for kind in WORKLOADS[workload])
 
 
 def request(kind: str, number: int) -> tuple[str, str, str]:
     """Method, path and body of a request that concerns the task with that number."""
+    one = KINDS[kind]
     tasks = f"/api/{data.user_id(number % data.USERS)}/tasks"
-    task = f"{tasks}/{data.FIRST_TASK + number}"
-    match kind:
-        case "get":
-            return "GET", task, ""
-        case "list":
-            return "GET", f"{tasks}?limit={data.TASKS_EACH}", ""
-        case "create":
-            body = {"title": data.title(number), "description": data.DESCRIPTION}
-            return "POST", tasks, json.dumps(body)
-        case "update":
-            return "PUT", task, json.dumps({"title": data.title(number)[::-1]})
-        case "complete":
-            return "PATCH", f"{task}/complete", ""
-    raise ValueError(kind)
+    path = tasks + one.path.format(id=data.FIRST_TASK + number)
+    return one.method, path, json.dumps(one.body(number)) if one.body else ""
 
 
 def write_requests(folder: Path) -> dict[str, Path]:
