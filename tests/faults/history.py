@@ -133,11 +133,7 @@ class Register:
                 yield f"{count} writers won {base}"
         for write in winners:
             base = version_of(write.base)
-            made = (
-                version_of(write.result)
-                if write.result
-                else datetime.max.replace(tzinfo=base.tzinfo)
-            )
+            made = version_of(write.result) if write.result else GONE
             if between := [version for version in self.versions if base < version < made]:
                 yield f"{write} won although there was {between}"
 
@@ -178,9 +174,8 @@ class Register:
             for write in self.done:
                 if write is not delete and write.started > delete.ended:
                     yield f"{write} changed what was deleted"
-        if final is None and not any(
-            write.kind == "delete" for write in [*self.deletes, *self.unknown]
-        ):
+        perhaps = [write for write in self.unknown if write.kind == "delete"]
+        if not (final or self.deletes or perhaps):
             yield "it is lost"
         if final and version_of(final) < max(self.versions):
             yield f"{final} is older than {max(self.versions)}"
