@@ -110,9 +110,14 @@ def list_changes(
         mark = Mark(last["updated_at"].replace(tzinfo=UTC), last["id"], owner_since, in_sync_at)
     elif after and read_at - after.in_sync_at > _MARK_RENEWAL:
         mark = after._replace(in_sync_at=read_at)
+    tasks = [task for task in found if task["title"] is not None]
+    # One that somebody put back by hand is there, although it was deleted before.
+    there = {task["id"] for task in tasks}
     return Changes(
-        tasks=[task for task in found if task["title"] is not None],
-        deleted=[task["id"] for task in found if task["title"] is None],
+        tasks=tasks,
+        deleted=[
+            task["id"] for task in found if task["title"] is None and task["id"] not in there
+        ],
         mark=mark,
         more=bool(more),
         expired=after is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from flask.testing import FlaskCliRunner
 
 from tests.conftest import User
 
@@ -174,23 +175,98 @@ def test_head_of_a_long_list_has_no_body(alice: User, connection: psycopg.Connec
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_a_list_of_one_page_has_a_weak_etag_and_answers_304(
-    alice: User, connection: psycopg.Connection
+# Pages, filtered lists and whole ones; with more than 500 tasks the last are streamed.
+QUERIES = ["", "?limit=2", "?status=complete", "?limit=2&status=incomplete"]
+CHANGES = {
+    "create": lambda user, _: user.post(user.tasks, json={"title": "x"}),
+    "update": lambda user, task: user.patch(user.path(task), json={"title": "x"}),
+    "complete": lambda user, task: user.patch(f"{user.path(task)}/complete"),
+    "delete": lambda user, task: user.delete(user.path(task)),
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("count", [5, 1600])
+def test_every_list_has_a_weak_etag_and_answers_304(
+    alice: User, connection: psycopg.Connection, query: str, count: int
 ) -> None:
-    seed(connection, alice.id, 5)
-    for query in ("", "?limit=2", "?status=complete", "?limit=2&status=incomplete"):
-        first = alice.get(alice.tasks + query)
-        tag = first.headers["ETag"]
-        assert tag.startswith('W/"')
-        for method in ("GET", "HEAD"):
-            again = alice.request(method, alice.tasks + query, headers={"If-None-Match": tag})
+    seed(connection, alice.id, count)
+    tag = alice.get(alice.tasks + query).headers["ETag"]
+    assert re.fullmatch('W/"[!#-~]+"', tag)
+
+    for method in ("GET", "HEAD"):
+        for condition in (tag, tag.removeprefix("W/"), f'"x", {tag}', "*"):
+            headers = {"If-None-Match": condition}
+            again = alice.request(method, alice.tasks + query, headers=headers)
             assert (again.status_code, again.content) == (304, b"")
             assert again.headers["ETag"] == tag
             assert again.headers["Cache-Control"] == "private, no-cache"
+            assert not again.headers.keys() & {"content-type", "content-length"}
+    assert alice.get(alice.tasks + query, headers={"If-None-Match": '"x"'}).status_code == 200
 
-    tag = alice.get(alice.tasks).headers["ETag"]
-    alice.patch(f"{alice.tasks}/{alice.get(alice.tasks).json()[0]['id']}/complete")
-    assert alice.get(alice.tasks, headers={"If-None-Match": tag}).status_code == 200
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("count", [5, 1600])
+def test_the_tag_of_every_list_changes_with_any_task_of_the_user(
+    alice: User, bob: User, connection: psycopg.Connection, change: str, count: int
+) -> None:
+    seed(connection, alice.id, count)
+    # The oldest, which is on no page above, and complete already.
+    oldest = alice.get(alice.tasks).json()[-1]
+    alice.patch(f"{alice.path(oldest)}/complete")
+    tags = {query: alice.get(alice.tasks + query).headers["ETag"] for query in QUERIES}
+    CHANGES[change](bob, bob.create())
+    for query, tag in tags.items():
+        known = {"If-None-Match": tag}
+        assert alice.get(alice.tasks + query, headers=known).status_code == 304
+
+    assert CHANGES[change](alice, oldest).is_success
+
+    for query, tag in tags.items():
+        answer = alice.get(alice.tasks + query, headers={"If-None-Match": tag})
+        assert answer.status_code == 200
+        assert answer.headers["ETag"] != tag
+        assert answer.json() == alice.get(alice.tasks + query).json()
+
+
+def test_lists_of_other_queries_have_other_tags(alice: User) -> None:
+    alice.create()
+
+    answers = [alice.get(alice.tasks + query) for query in [*QUERIES, "?limit=3"]]
+
+    assert len({answer.headers["ETag"] for answer in answers}) == len(answers)
+
+
+def test_the_tag_of_an_empty_list_is_another_one_than_before_and_after(
+    alice: User, runner: FlaskCliRunner
+) -> None:
+    tags = [alice.get(alice.tasks).headers["ETag"]]
+    assert alice.get(alice.tasks, headers={"If-None-Match": tags[0]}).status_code == 304
+    task = alice.create()
+    tags.append(alice.get(alice.tasks).headers["ETag"])
+    alice.delete(alice.path(task))
+    tags.append(alice.get(alice.tasks).headers["ETag"])
+    assert len(set(tags)) == 3
+
+    assert runner.invoke(args=["erase", alice.id, "--yes"]).exit_code == 0
+
+    for tag in tags[1:]:
+        assert alice.get(alice.tasks, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_a_304_asks_the_clock_and_nothing_else(alice: User, database_url: str) -> None:
+    alice.create()
+    known = {"If-None-Match": alice.get(alice.tasks).headers["ETag"]}
+
+    with psycopg.connect(database_url) as connection:
+        connection.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        assert alice.get(alice.tasks, headers=known).status_code == 304
+
+
+def test_a_bad_query_is_refused_whatever_the_client_knows(alice: User) -> None:
+    answer = alice.get(f"{alice.tasks}?limit=0", headers={"If-None-Match": "*"})
+
+    assert answer.status_code == 400
 
 
 def test_the_tag_of_a_page_changes_when_a_next_page_comes_or_goes(alice: User) -> None:

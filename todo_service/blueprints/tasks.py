@@ -132,10 +132,11 @@ def list_changes(user_id: str, query: Mapping[str, Any]) -> Response:
                 "more": changes.more,
             }
         )
-        if len(body) <= 2 * _PAGE_BYTES or limit == 1:
+        if len(body) <= 1.25 * _PAGE_BYTES or limit == 1:
             return respond_encoded(body)
-        # Texts full of what JSON escapes: six times as long here as in the database.
-        limit = max(1, (len(changes.tasks) + len(changes.deleted)) // 4)
+        # Texts full of what JSON escapes: up to six times as long here as in the database.
+        count = len(changes.tasks) + len(changes.deleted)
+        limit = max(1, count * _PAGE_BYTES // len(body))
 
 
 @tasks.post("")

@@ -1,0 +1,328 @@
+"""Any sequence of requests: the service, a copy that follows it and a model in memory agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from flask import Flask
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.conftest import User
+from todo_service import store
+
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
+)
+TITLES = TEXT.map(lambda text: f"{text}.")  # not only white space
+DESCRIPTIONS = st.none() | TEXT
+STATUSES = st.sampled_from(["incomplete", "complete"])
+BODIES = st.fixed_dictionaries(
+    {"title": TITLES}, optional={"description": DESCRIPTIONS, "status": STATUSES}
+)
+PARTS = st.fixed_dictionaries(
+    {}, optional={"title": TITLES, "description": DESCRIPTIONS, "status": STATUSES}
+).filter(bool)
+# What a client may send as If-Match, and whether it is the task's version.
+CONDITIONS = st.sampled_from(
+    ["none", "fresh", "any", "one of several", "stale", "weak", "another task's"]
+)
+NUMBERS = st.integers(0, 99)
+LISTS = ["", "?status=complete", "?status=incomplete", "?limit=2", "?limit=3&status=incomplete"]
+
+
+@dataclass
+class Known:
+    """A task of the model: as it was last answered, with all the tags it has had."""
+
+    task: dict[str, Any]
+    tags: list[str]
+    # The Idempotency-Key that it was made with, and the body.
+    key: str | None = None
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+class Copy:
+    """A client that follows `changes`, and the tasks that it has by now."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self.begin()
+
+    def begin(self) -> None:
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.cursor: str | None = None
+        # Which of the user's lives the cursor is from; None: it says only that there was nothing.
+        self.life: int | None = None
+
+    def read_page(self, limit: int, life: int) -> bool:
+        """Take in a page; returns whether there is more."""
+        query = {"limit": limit} | ({"cursor": self.cursor} if self.cursor else {})
+        answer = self.user.get(f"{self.user.tasks}/changes", params=query)
+        if self.life not in (None, life):
+            assert (answer.status_code, answer.json()["error"]) == (410, "Cursor has expired")
+            self.begin()
+            return True
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        count = len(page["tasks"]) + len(page["deleted"])
+        assert count == limit or (count < limit and not page["more"])
+        self.tasks.update((task["id"], task) for task in page["tasks"])
+        for task_id in page["deleted"]:
+            self.tasks.pop(task_id, None)
+        self.cursor = page["cursor"]
+        self.life = life if count or self.life is not None else None
+        return page["more"]
+
+
+class Service(RuleBasedStateMachine):
+    """Every write of the API, against a dictionary of tasks."""
+
+    def __init__(self, server: str, app: Flask) -> None:
+        super().__init__()
+        self.user = User(server, f"model-{uuid4()}")
+        self.app = app
+        self.model: dict[int, Known] = {}
+        # Ids and tags of tasks that are gone, and some that never were.
+        self.gone = [9_000_000_000_000_000_000]
+        self.old_tags = ['"660c46cce4aa8"']
+        self.last_change = datetime.min.replace(tzinfo=UTC)
+        self.life = 0
+        self.prompt, self.slow = Copy(self.user), Copy(self.user)
+        # The tag of each list when it was last read, and whether a change came after it; None: a
+        # request came that could have been one, and was refused or repeated.
+        self.lists: dict[str, tuple[str, bool | None]] = {}
+        self.touched: list[int] = []
+
+    def teardown(self) -> None:
+        while self.slow.read_page(3, self.life):
+            pass
+        assert self.slow.tasks == self.shown()
+        self.user.close()
+
+    def shown(self) -> dict[int, dict[str, Any]]:
+        return {task_id: known.task for task_id, known in self.model.items()}
+
+    def path(self, task_id: int) -> str:
+        return f"{self.user.tasks}/{task_id}"
+
+    def pick(self, number: int) -> int:
+        """The id of a task; every tenth number is that of one that is gone."""
+        there = list(self.model)
+        return there[number % len(there)] if there and number % 10 else self.gone[-1]
+
+    # What the model makes of an answer.
+
+    def changed(self, is_change: bool = True) -> None:
+        for query, (tag, changed) in self.lists.items():
+            if not changed:
+                self.lists[query] = (tag, True if is_change else None)
+
+    def stamp(self, task: dict[str, Any]) -> None:
+        """Times of changes grow, whichever task it is."""
+        assert datetime.fromisoformat(task["updated_at"]) > self.last_change
+        self.last_change = datetime.fromisoformat(task["updated_at"])
+
+    def condition(self, task_id: int, kind: str) -> tuple[dict[str, str], bool]:
+        """Headers with an If-Match, and whether it matches."""
+        known = self.model.get(task_id)
+        fresh = known.tags[-1] if known else self.old_tags[-1]
+        stale = known.tags[-2] if known and known.tags[1:] else self.old_tags[-1]
+        others = [other.tags[-1] for i, other in self.model.items() if i != task_id]
+        another = others[-1] if others else self.old_tags[-1]
+        header = {
+            "none": None,
+            "fresh": fresh,
+            "stale": stale,
+            "any": "*",
+            "weak": f"W/{fresh}",
+            "one of several": f"{stale}, {fresh}",
+            "another task's": another,
+        }[kind]
+        matches = kind in ("none", "fresh", "any", "one of several")
+        return ({} if header is None else {"If-Match": header}), matches
+
+    def refused(self, answer: httpx.Response, task_id: int, matches: bool) -> bool:
+        """Whether the answer to a write is the refusal that was due."""
+        self.touched = [task_id]
+        if task_id not in self.model:
+            assert (answer.status_code, answer.json()["error"]) == (404, "Task not found")
+        elif not matches:
+            assert (answer.status_code, answer.json()["error"]) == (412, "Task was modified")
+        else:
+            return False
+        self.changed(is_change=False)
+        return True
+
+    def write(
+        self, method: str, task_id: int, condition: str, fields: dict[str, Any], suffix: str = ""
+    ) -> None:
+        headers, matches = self.condition(task_id, condition)
+        body = None if suffix else fields
+        path = self.path(task_id) + suffix
+        answer = self.user.request(method, path, json=body, headers=headers)
+        if self.refused(answer, task_id, matches):
+            return
+        assert answer.status_code == 200, answer.text
+        known, task = self.model[task_id], answer.json()
+        assert task == known.task | fields | {"updated_at": task["updated_at"]}
+        assert answer.headers["ETag"] not in known.tags
+        self.stamp(task)
+        known.task = task
+        known.tags.append(answer.headers["ETag"])
+        self.changed()
+
+    # What clients do.
+
+    @initialize(
+        sizes=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+        bodies=st.lists(BODIES, max_size=6),
+    )
+    def begin(self, sizes: list[int], bodies: list[dict[str, Any]]) -> None:
+        self.sizes = sizes
+        for body in bodies:
+            self.create(body, None)
+
+    @rule(body=BODIES, key=st.sampled_from([None, "a", "b"]))
+    def create(self, body: dict[str, Any], key: str | None) -> None:
+        headers = {"Idempotency-Key": key} if key else {}
+        answer = self.user.post(self.user.tasks, json=body, headers=headers)
+        body = {"description": None, "status": "incomplete"} | body
+        first = next((known for known in self.model.values() if key and known.key == key), None)
+        if first and first.body != body:
+            assert answer.status_code == 422, answer.text
+            self.changed(is_change=False)
+            return
+        assert answer.status_code == 201, answer.text
+        task, tag = answer.json(), answer.headers["ETag"]
+        self.touched = [task["id"]]
+        assert answer.headers["Location"] == self.path(task["id"])
+        if first:
+            assert answer.headers["Idempotency-Replayed"] == "true"
+            assert (task, tag) == (first.task, first.tags[-1])
+            self.changed(is_change=False)
+            return
+        assert "Idempotency-Replayed" not in answer.headers
+        assert task["id"] not in [*self.model, *self.gone]
+        assert task["created_at"] == task["updated_at"]
+        assert {name: task[name] for name in body} == body
+        self.stamp(task)
+        self.model[task["id"]] = Known(task, [tag], key, body)
+        self.changed()
+
+    @precondition(lambda self: any(known.key for known in self.model.values()))
+    @rule(number=NUMBERS)
+    def send_a_create_again(self, number: int) -> None:
+        keyed = [known for known in self.model.values() if known.key]
+        known = keyed[number % len(keyed)]
+        self.create(known.body, known.key)
+
+    @rule(number=NUMBERS, condition=CONDITIONS, fields=PARTS)
+    def put(self, number: int, condition: str, fields: dict[str, Any]) -> None:
+        self.write("PUT", self.pick(number), condition, fields)
+
+    @rule(number=NUMBERS, condition=CONDITIONS, fields=PARTS)
+    def patch(self, number: int, condition: str, fields: dict[str, Any]) -> None:
+        self.write("PATCH", self.pick(number), condition, fields)
+
+    @rule(number=NUMBERS, condition=CONDITIONS, status=STATUSES)
+    def complete_or_reopen(self, number: int, condition: str, status: str) -> None:
+        self.write("PATCH", self.pick(number), condition, {"status": status}, suffix=f"/{status}")
+
+    @rule(number=NUMBERS, condition=CONDITIONS)
+    def delete(self, number: int, condition: str) -> None:
+        task_id = self.pick(number)
+        headers, matches = self.condition(task_id, condition)
+        answer = self.user.delete(self.path(task_id), headers=headers)
+        if self.refused(answer, task_id, matches):
+            return
+        assert (answer.status_code, answer.content) == (204, b"")
+        self.forget(task_id)
+        self.changed()
+
+    @precondition(lambda self: len(self.model) > 5)
+    @rule()
+    def erase(self) -> None:
+        with self.app.app_context():
+            assert store.delete_user(self.user.id) == len(self.model)
+        for task_id in list(self.model):
+            self.forget(task_id)
+        self.life += 1
+        self.changed()
+
+    def forget(self, task_id: int) -> None:
+        self.gone.append(task_id)
+        self.old_tags += self.model.pop(task_id).tags
+
+    @rule(limit=st.integers(1, 5))
+    def follow_slowly(self, limit: int) -> None:
+        if not self.slow.read_page(limit, self.life):
+            assert self.slow.tasks == self.shown()
+
+    # What then has to be so.
+
+    @invariant()
+    def tasks_are_those_of_the_model(self) -> None:
+        for task_id in self.touched:
+            answer = self.user.get(self.path(task_id))
+            known = self.model.get(task_id)
+            if known is None:
+                assert answer.status_code == 404
+            else:
+                assert (answer.json(), answer.headers["ETag"]) == (known.task, known.tags[-1])
+        self.touched = []
+
+    @invariant()
+    def lists_are_those_of_the_model_and_304_where_nothing_has_changed(self) -> None:
+        newest_first = sorted(self.shown().values(), key=lambda task: task["id"], reverse=True)
+        for query in LISTS:
+            tag, changed = self.lists.get(query, ("", True))
+            known = {"If-None-Match": tag} if tag else {}
+            answer = self.user.get(self.user.tasks + query, headers=known)
+            if changed is not None:
+                assert answer.status_code == (200 if changed else 304), query
+            self.lists[query] = (answer.headers["ETag"], False)
+            if answer.status_code == 304:
+                assert answer.headers["ETag"] == tag
+                continue
+            parameters = httpx.QueryParams(query.removeprefix("?"))
+            expected = [
+                task for task in newest_first if parameters.get("status") in (None, task["status"])
+            ]
+            limit = int(parameters.get("limit", 1000))
+            assert answer.json() == expected[:limit]
+            assert ("Link" in answer.headers) == (len(expected) > limit)
+
+    @invariant()
+    def a_copy_is_the_model(self) -> None:
+        number = 0
+        while self.prompt.read_page(self.sizes[number % len(self.sizes)], self.life):
+            number += 1
+        assert self.prompt.tasks == self.shown()
+
+
+def test_service_copy_and_model_agree_after_every_step(server: str, app: Flask) -> None:
+    run_state_machine_as_test(
+        lambda: Service(server, app),
+        settings=settings(
+            # The same sequences in every run.
+            derandomize=True,
+            database=None,
+            deadline=None,
+            max_examples=25,
+            stateful_step_count=30,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
