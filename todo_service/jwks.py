@@ -30,12 +30,7 @@ class Jwks:
     INTERVAL = 20.0
 
     def __init__(self, url: str) -> None:
-        self._client = PyJWKClient(
-            url,
-            cache_jwk_set=False,
-            headers={"User-Agent": "todo-service", "Accept": "application/json"},
-            timeout=self.FETCH_TIMEOUT,
-        )
+        self._url = url
         self._keys: dict[str, PyJWK] = {}
         self._stale_at = 0.0
         self._spent_until = 0.0
@@ -78,13 +73,26 @@ class Jwks:
             return self._last
 
     def _load(self) -> None:
-        keys = {
-            key.key_id: key
-            for key in self._client.get_signing_keys()
-            if key.key_id is not None and key.algorithm_name in ALGORITHMS
-        }
-        self._keys = keys
+        self._keys, _ = fetch(self._url)
         self._stale_at = time.monotonic() + self.LIFETIME
+
+
+def fetch(url: str) -> tuple[dict[str, PyJWK], set[str]]:
+    """The issuer's keys by their ids, and the algorithms of those that cannot be used."""
+    client = PyJWKClient(
+        url,
+        cache_jwk_set=False,
+        headers={"User-Agent": "todo-service", "Accept": "application/json"},
+        timeout=Jwks.FETCH_TIMEOUT,
+    )
+    keys: dict[str, PyJWK] = {}
+    unusable: set[str] = set()
+    for key in client.get_signing_keys():
+        if key.algorithm_name in ALGORITHMS and key.key_id is not None:
+            keys[key.key_id] = key
+        else:
+            unusable.add(key.algorithm_name)
+    return keys, unusable
 
 
 def _log_failure(fetch: Future[None]) -> None:
