@@ -69,9 +69,8 @@ def when_ready(server):
 
 
 def post_worker_init(worker):
-    """In each worker: connect now rather than during its first request. The first one tells how
-    many connections all of them may take, whenever the database is there to ask."""
-    worker.wsgi.extensions["database"].open(report_budget=worker.age == 1)
+    """In each worker: connect now rather than during its first request."""
+    worker.wsgi.extensions["database"].open()
 
 
 def worker_exit(server, worker):

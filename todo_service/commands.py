@@ -20,6 +20,7 @@ from flask import Flask, current_app
 from todo_service import embedded, store
 from todo_service.check_token import examine
 from todo_service.database import Database, apply_schema
+from todo_service.doctor import doctor
 from todo_service.http import encode
 from todo_service.settings import Settings, SettingsError
 
@@ -31,6 +32,8 @@ _PAGE_BYTES = 1024 * 1024
 
 
 def init_app(app: Flask, settings: Settings) -> None:
+    app.cli.add_command(doctor)
+
     @app.cli.command("init-db")
     def init_db() -> None:
         """Apply sql/schema.sql to DATABASE_URL. Safe to repeat; never drops data."""

@@ -22,7 +22,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestampBinaryLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from todo_service import budget, embedded
+from todo_service import embedded
 from todo_service.log import Trace
 from todo_service.settings import LOOPBACK, Settings
 
@@ -114,7 +114,6 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.budget_is_due = False
         self.pool = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
@@ -152,12 +151,8 @@ class Database:
         """Do now what else the first connection does: start the embedded PostgreSQL, if used."""
         _ = self.conninfo
 
-    def open(self, *, report_budget: bool = False) -> None:
-        """Start connecting in the background; calling it again does no harm.
-
-        With `report_budget`, the first connection logs how many there may be.
-        """
-        self.budget_is_due = report_budget
+    def open(self) -> None:
+        """Start connecting in the background; calling it again does no harm."""
         self.pool.open()
 
     def close(self) -> None:
@@ -229,9 +224,6 @@ class Database:
         # be written as JSON.
         connection.adapters.register_loader("timestamptz", TimestampBinaryLoader)
         connection.limit = _CHECK_LIMIT  # until its first statement sets another
-        if self.budget_is_due:
-            self.budget_is_due = False
-            budget.report(connection, self.settings)
 
     def _check(self, connection: Connection) -> None:
         """Refuse a connection that the server has closed, without asking it.

@@ -68,11 +68,11 @@ class Jwks:
             return key
         if not isinstance(key_id, str):
             raise KeyError("kid")
-        fetch = self._start_fetch()
-        fetch.join(self.WAIT)
+        fetching = self._start_fetch()
+        fetching.join(self.WAIT)
         if key_id in self._keys:
             return self._keys[key_id]
-        if fetch.is_alive() or self._failed:
+        if fetching.is_alive() or self._failed:
             raise ServiceUnavailable(retry_after=int(self.INTERVAL))
         raise KeyError(key_id)
 
@@ -92,7 +92,7 @@ class Jwks:
 
     def _load(self) -> None:
         try:
-            keys, unusable = parse(download(self._url, self.DEADLINE))
+            keys, unusable = fetch(self._url, self.DEADLINE)
         except Exception as error:  # Whatever it is, the known keys go on working.
             self._failed = True
             reason = str(error) if isinstance(error, DownloadError) else type(error).__name__
@@ -107,6 +107,11 @@ class Jwks:
             self._unusable = unusable
             if unusable:
                 log.warning("event=jwks_keys_unusable keys=%s", quote(", ".join(sorted(unusable))))
+
+
+def fetch(url: str, seconds: float) -> tuple[dict[str, PyJWK], set[str]]:
+    """The issuer's keys by their ids, and what those are called that cannot be used."""
+    return parse(download(url, seconds))
 
 
 class _NoRedirect(HTTPRedirectHandler):

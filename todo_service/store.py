@@ -115,9 +115,7 @@ def list_changes(
     there = {task["id"] for task in tasks}
     return Changes(
         tasks=tasks,
-        deleted=[
-            task["id"] for task in found if task["title"] is None and task["id"] not in there
-        ],
+        deleted=[task["id"] for task in found if task["title"] is None and task["id"] not in there],
         mark=mark,
         more=bool(more),
         expired=after is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import psycopg
@@ -12,7 +13,9 @@ import pytest
 
 from tests.conftest import Server, User
 from tests.faults.conftest import Cluster, Load
+from tests.test_doctor import Report
 from todo_service.database import apply_schema
+from todo_service.doctor import CHECKS
 
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
@@ -253,3 +256,30 @@ def test_two_versions_whose_connections_do_not_fit_share_what_there_is(
     assert shared <= 20
     # What the old one gave back is taken: more than the 4 that it had left.
     assert 4 < alone <= 16
+
+
+def test_the_doctor_gives_a_silent_server_up(cluster: Cluster, measured: Measure) -> None:
+    started = time.monotonic()
+    with cluster.frozen():
+        report = Report(cluster.url)
+
+    measured(seconds=f"{time.monotonic() - started:.1f}")
+    assert report.wrong() == ["database"]
+    assert "timeout" in report["database"]
+
+
+def test_the_doctor_gives_a_server_up_that_falls_silent_under_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as frozen:
+
+        def freeze(_: object) -> str:
+            frozen.enter_context(cluster.frozen())
+            return "reached"
+
+        monkeypatch.setitem(CHECKS, "database", freeze)
+        report = Report(cluster.url)
+
+    assert report.wrong() == ["pooler", "schema"]
+    assert report["schema"].startswith("wrong no answer from the server in time")
+    assert list(report) == ["database", "pooler", "schema", "keys", "CORS_ORIGINS"]

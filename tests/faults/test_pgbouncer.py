@@ -5,38 +5,61 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.conftest import Server, User, free_port
 from tests.faults.conftest import Cluster
+from tests.test_doctor import Report
 
 
 @pytest.fixture
-def pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
-    """The URL of a PgBouncer with four server connections for everybody."""
-    port = free_port()
-    users = tmp_path / "users.txt"
-    users.write_text('"postgres" ""\n')
-    config = tmp_path / "pgbouncer.ini"
-    config.write_text(
-        f"[databases]\npostgres = host={cluster.server.pgdata} user=postgres\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = any\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 4\n"
-    )
-    program = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
-    command: list[str | Path] = [program, "-q", config]
-    if cluster.server.system_user is not None:
-        # It refuses to run as root, as PostgreSQL does, and must reach the cluster's socket.
-        command += ["-u", cluster.server.system_user]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    process.terminate()
-    process.wait(10)
+def start_pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start a PgBouncer with four server connections for everybody, and give its URL."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(pool_mode: str = "transaction", ignored: str = "") -> str:
+        port = free_port()
+        users = tmp_path / "users.txt"
+        users.write_text('"postgres" ""\n')
+        config = tmp_path / "pgbouncer.ini"
+        config.write_text(
+            f"[databases]\npostgres = host={cluster.server.pgdata} user=postgres\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = any\nauth_file = {users}\npool_mode = {pool_mode}\n"
+            f"default_pool_size = 4\nignore_startup_parameters = {ignored}\n"
+        )
+        program = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
+        command: list[str | Path] = [program, "-q", config]
+        if cluster.server.system_user is not None:
+            # It refuses to run as root, as PostgreSQL does, and must reach the cluster's socket.
+            command += ["-u", cluster.server.system_user]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                psycopg.connect(url).close()
+                return url
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def pgbouncer(start_pgbouncer: Callable[..., str]) -> str:
+    return start_pgbouncer()
 
 
 def test_thousands_of_mixed_requests_pass_through_pgbouncer(
@@ -90,3 +113,61 @@ def test_thousands_of_mixed_requests_pass_through_pgbouncer(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'todo-service'"
     )
     assert backends <= 4
+
+
+@pytest.mark.parametrize("ignored", ["", "options"])
+def test_the_doctor_tells_a_pooler_in_transaction_mode_that_nobody_declared(
+    start_pgbouncer: Callable[..., str], ignored: str
+) -> None:
+    report = Report(start_pgbouncer(ignored=ignored))
+
+    assert report.exit_code == 1
+    assert report["pooler"].endswith("Set DB_POOLER=transaction")
+    assert report["database"].startswith("ok ")
+    assert report["schema"] == "ok as in sql/schema.sql"
+
+
+def test_the_doctor_tells_it_while_others_use_it(start_pgbouncer: Callable[..., str]) -> None:
+    url = start_pgbouncer(ignored="options")
+    stop = threading.Event()
+
+    def use() -> None:
+        with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+            while not stop.is_set():
+                connection.execute("SELECT 1")
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            pool.submit(use)
+        try:
+            report = Report(url)
+        finally:
+            stop.set()
+
+    assert report["pooler"].endswith("Set DB_POOLER=transaction")
+
+
+def test_behind_a_declared_pooler_the_doctor_asks_for_the_timeout_of_the_role(
+    cluster: Cluster, pgbouncer: str
+) -> None:
+    report = Report(pgbouncer, db_pooler="transaction")
+
+    assert report.wrong() == ["statement_timeout"]
+    assert report["pooler"] == "ok in transaction mode, as DB_POOLER says"
+    assert report["connections"].startswith("ok ")
+    cluster.execute(report["statement_timeout"].partition("Run in psql: ")[2])
+    cluster.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    assert Report(pgbouncer, db_pooler="transaction").wrong() == []
+
+
+def test_the_doctor_knows_a_pooler_in_session_mode(start_pgbouncer: Callable[..., str]) -> None:
+    refusing = Report(start_pgbouncer("session"))
+    passing = Report(start_pgbouncer("session", ignored="options"))
+
+    assert refusing["pooler"].startswith("wrong one in session mode refuses the option")
+    assert passing["pooler"] == "ok one in session mode"
+    # It ignores what it lets pass.
+    assert passing.wrong() == ["statement_timeout"]

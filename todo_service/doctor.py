@@ -1,0 +1,275 @@
+"""What a deployer gets wrong: `flask --app wsgi doctor`, a line a check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import click
+import psycopg
+from flask import current_app
+from flask.cli import with_appcontext
+
+from todo_service import jwks, schema_check
+from todo_service.database import SQL, Connection, Database, complete_conninfo, statement
+from todo_service.settings import Settings
+
+_LIMIT = 5.0  # seconds that a statement may take
+_LEEWAY = 30.0  # seconds of clock skew that a token is forgiven
+_ROUNDS = 10  # in which two connections are compared: a busy pooler may keep them apart at first
+
+_CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
+
+_T = TypeVar("_T")
+
+
+class Wrong(Exception):
+    """What is wrong, and what to set or to run."""
+
+
+class Finding(NamedTuple):
+    ok: bool
+    check: str
+    text: str
+
+
+class Session(NamedTuple):
+    """The connection that the checks share."""
+
+    connection: Connection
+    conninfo: str
+    settings: Settings
+    # Whether it took the start-up option that the service sends, or had to be made without one.
+    takes_options: bool
+
+    def ask(self, query: bytes) -> Any:
+        """The first value of the answer."""
+        row = self.connection.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+@click.command()
+@with_appcontext
+def doctor() -> None:
+    """Check what a deployer gets wrong: a line a check, exit code 1 if something is wrong."""
+    healthy = True
+    for ok, check, text in examine(current_app.extensions["database"]):
+        click.echo(f"{'ok' if ok else 'wrong'} {check}: {text}")
+        healthy = healthy and ok
+    if not healthy:
+        raise SystemExit(1)
+
+
+def examine(database: Database) -> Iterator[Finding]:
+    """What each check finds, one after another."""
+    try:
+        session = reach(database)
+    except Wrong as wrong:
+        yield Finding(False, "database", str(wrong))
+    else:
+        with closing(session.connection):
+            for name, check in CHECKS.items():
+                if not session.connection.closed:
+                    yield find(name, check, session)
+    yield find("keys", check_keys, database.settings)
+    yield find("CORS_ORIGINS", check_origins, database.settings)
+
+
+def find(name: str, check: Callable[[_T], str], subject: _T) -> Finding:
+    try:
+        return Finding(True, name, check(subject))
+    except Wrong as wrong:
+        return Finding(False, name, str(wrong))
+    except psycopg.Error as error:
+        return Finding(False, name, f"{first_line(error)}. The server's log may say why")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line. The driver never quotes a password."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def reach(database: Database) -> Session:
+    """Connect as the service does; if that fails, as it does where DB_POOLER is set."""
+    settings = database.settings
+    try:
+        conninfo = database.conninfo
+    except Exception as error:  # whatever stops a PostgreSQL from starting
+        raise Wrong(
+            f"the embedded PostgreSQL does not start: {first_line(error)}. Set DATABASE_URL"
+        ) from None
+    try:
+        return Session(connect(conninfo), conninfo, settings, takes_options=True)
+    except psycopg.Error as error:
+        if settings.database_url is not None and settings.db_pooler is None:
+            pooled = replace(settings, db_pooler="transaction")
+            conninfo = complete_conninfo(settings.database_url, pooled)
+            with suppress(psycopg.Error):
+                return Session(connect(conninfo), conninfo, settings, takes_options=False)
+        raise Wrong(
+            f"{first_line(error)}. Check the host, port, user, password and database in"
+            " DATABASE_URL. If the server has no TLS, and the network is trusted, add"
+            " ?sslmode=disable to it"
+        ) from None
+
+
+def connect(conninfo: str) -> Connection:
+    connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    connection.limit = _LIMIT
+    return connection
+
+
+def check_server(session: Session) -> str:
+    if session.ask(b"SHOW transaction_read_only") == "on":
+        raise Wrong(
+            "it takes no writes. DATABASE_URL has to name the primary, and not a standby, and"
+            " default_transaction_read_only has to be off"
+        )
+    info = session.connection.info
+    major, minor = divmod(info.server_version, 10000)
+    tls = "with TLS" if session.connection.pgconn.ssl_in_use else "without TLS"
+    return f"PostgreSQL {major}.{minor} at {info.host}, {tls}"
+
+
+def check_pooler(session: Session) -> str:
+    """By behaviour. In transaction mode, several connections get to the same server process."""
+    try:
+        another = connect(session.conninfo)
+    except psycopg.Error as error:
+        raise Wrong(
+            f"a second connection fails: {first_line(error)}. If too many are open, lower"
+            " DB_POOL_SIZE or WEB_CONCURRENCY"
+        ) from None
+    with closing(another):
+        seen = {
+            (server_process(connection), connection)
+            for connection in (session.connection, another) * _ROUNDS
+        }
+    shared = not len(seen) == len(dict(seen)) == 2
+    declared = session.settings.db_pooler is not None
+    if shared and not declared:
+        raise Wrong("one in transaction mode is in the way. Set DB_POOLER=transaction")
+    if shared:
+        return "in transaction mode, as DB_POOLER says"
+    if declared:
+        return "DB_POOLER is set, but sessions are kept. Statements would be prepared without it"
+    if not session.takes_options:
+        raise Wrong(
+            "one in session mode refuses the option statement_timeout. Use the server's own"
+            " address, or add options to the pooler's ignore_startup_parameters"
+        )
+    if server_process(session.connection) != session.connection.info.backend_pid:
+        return "one in session mode"
+    return "none"
+
+
+def server_process(connection: Connection) -> int:
+    """The process that answers; what a pooler says at the start of a connection is made up."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def check_schema(session: Session) -> str:
+    try:
+        missing = schema_check.differences(session.connection)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
+        how = f"it answers, but was not compared with sql/schema.sql: {first_line(error)}"
+    else:
+        if missing:
+            raise Wrong("; ".join(missing))
+        how = "as in sql/schema.sql"
+    try:
+        session.connection.execute(statement("get_task"), ("", 0))  # as /ready does
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Wrong(f"{first_line(error)}. Grant that to the role in DATABASE_URL") from None
+    except psycopg.errors.ProgrammingError as error:
+        raise Wrong(f"{first_line(error)}. {schema_check.INIT_DB}") from None
+    return how
+
+
+def check_connections(session: Session) -> str:
+    """Of one group of workers, against what the server, the database and the role grant."""
+    settings = session.settings
+    workers, size = settings.web_concurrency, settings.db_pool_size
+    wanted = f"{workers} workers x {size} = {workers * size}"
+    if settings.db_pooler is not None:
+        return f"{wanted} of the pooler, which counts for itself"
+    granted = session.ask(_CONNECTION_LIMIT)
+    if workers * size > granted:
+        fitting = f"DB_POOL_SIZE={max(1, granted // workers)}"
+        if granted < workers:
+            fitting = f"WEB_CONCURRENCY={max(1, granted)} and DB_POOL_SIZE=1"
+        raise Wrong(f"{wanted}, and {granted} are granted. Set {fitting}")
+    if 2 * workers * size > granted:
+        return f"{wanted} of {granted}; twice that, while deploys overlap, is more than are granted"
+    return f"{wanted} of {granted}"
+
+
+def check_timeout(session: Session) -> str:
+    wanted = int(session.settings.db_statement_timeout * 1000)
+    milliseconds = session.ask(
+        b"SELECT setting::integer FROM pg_settings WHERE name = 'statement_timeout'"
+    )
+    if 0 < milliseconds <= wanted:
+        return f"{milliseconds} ms"
+    role = session.ask(b"SELECT quote_ident(session_user)")
+    limit = f"{milliseconds} ms" if milliseconds else "none"
+    raise Wrong(
+        f"{limit}, so the server goes on with what the service has given up after {wanted} ms."
+        f" Run in psql: ALTER ROLE {role} SET statement_timeout = {wanted}"
+    )
+
+
+def check_clock(session: Session) -> str:
+    before = time.time()
+    there = session.ask(b"SELECT extract(epoch FROM clock_timestamp())::float")
+    after = time.time()
+    ahead = (before + after) / 2 - there
+    text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
+    # What the answer took on its way may be any part of the difference.
+    if abs(ahead) - (after - before) / 2 > _LEEWAY:
+        raise Wrong(f"{text}. Tokens are forgiven {_LEEWAY:.0f} s. Set both by NTP")
+    return text
+
+
+def check_keys(settings: Settings) -> str:
+    if settings.jwt_secret is not None:
+        return "JWT_SECRET, for HS256"
+    if settings.jwt_jwks_url is None:
+        return "none, the app has an authenticator of its own"
+    issuer = urlsplit(settings.jwt_jwks_url).hostname
+    try:
+        keys, unusable = jwks.fetch(settings.jwt_jwks_url, jwks.Jwks.DEADLINE)
+    except Exception as error:  # of the network, or whatever a broken answer causes
+        raise Wrong(
+            f"none from {issuer}: {first_line(error)}. Check JWT_JWKS_URL, and that this machine"
+            " may ask that host"
+        ) from None
+    if not keys:
+        raise Wrong(
+            f"{issuer} publishes none that can be used ({', '.join(sorted(unusable))})."
+            f" It has to sign with one of {', '.join(sorted(jwks.ALGORITHMS))}"
+        )
+    algorithms = sorted({key.algorithm_name for key in keys.values()})
+    besides = f"; not usable: {', '.join(sorted(unusable))}" if unusable else ""
+    return f"{len(keys)} from {issuer}, for {', '.join(algorithms)}{besides}"
+
+
+def check_origins(settings: Settings) -> str:
+    return ", ".join(settings.cors_origins) or "none, pages of other origins cannot call the API"
+
+
+CHECKS: dict[str, Callable[[Session], str]] = {
+    "database": check_server,
+    "pooler": check_pooler,
+    "schema": check_schema,
+    "connections": check_connections,
+    "statement_timeout": check_timeout,
+    "clock": check_clock,
+}
