@@ -97,11 +97,11 @@ class Writer:
         while not stop.is_set():
             count, known = self.board.pick(self.dice)
             chance = self.dice.random()
-            if known is None or count < FEW or (chance < 0.1 and count < MANY):
+            if known is None or count < FEW or (chance < 0.2 and count < MANY):
                 self.create()
-            elif chance < 0.2 or count >= MANY:
+            elif chance < 0.4 or count >= MANY:
                 self.change("delete", *known, "DELETE")
-            elif chance < 0.4:
+            elif chance < 0.6:
                 status = self.dice.choice(["complete", "incomplete"])
                 self.change("update", *known, "PATCH", {"status": status}, suffix=f"/{status}")
             else:
