@@ -6,6 +6,7 @@ from gevent import monkey
 # waits let other requests run.
 monkey.patch_all()
 
+import os
 import sys
 
 from dotenv import load_dotenv
@@ -63,6 +64,9 @@ graceful_timeout = 20
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
+# Where each worker keeps the file that tells the master that it lives. In memory: a container may
+# have nothing else to write to, and a slow disk would make it look dead.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # A file goes out like any other answer, in pieces that a slow client has to take in time.
 sendfile = False
 # No second way in.
