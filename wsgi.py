@@ -5,12 +5,13 @@ import sys
 from dotenv import load_dotenv
 
 from todo_service import create_app, log
-from todo_service.settings import SettingsError
+from todo_service.settings import Settings, SettingsError
 
 load_dotenv()
-log.configure()
 
 try:
-    app = create_app()
+    settings = Settings.from_env()
+    log.configure(settings.log_format)
+    app = create_app(settings)
 except SettingsError as error:
     sys.exit(f"todo-service cannot start: {error}")

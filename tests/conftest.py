@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
@@ -131,18 +132,39 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment that holds what requirements.txt names."""
+    folder = tmp_path_factory.mktemp("environment") / "python"
+    venv.create(folder)
+    pip(folder, "install", "--quiet", "-r", str(ROOT / "requirements.txt"))
+    return folder
+
+
+def pip(environment: Path, *arguments: str) -> str:
+    """What this process's pip prints; it works on the other environment, which has no pip."""
+    command = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
+    return subprocess.check_output([*command, *arguments], text=True, timeout=300)
+
+
 class Server:
     """gunicorn as the Procfile starts it, with nothing in its environment but what is given."""
 
-    def __init__(self, log: Path, **environ: str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        command: Sequence[str | Path] = (Path(sys.executable).parent / "gunicorn", "wsgi:app"),
+        folder: Path = ROOT,
+        **environ: str,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.may_log_a_traceback = False
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "gunicorn", "wsgi:app"],
-                cwd=ROOT,
+                command,
+                cwd=folder,
                 env=ENVIRON | {"PORT": str(self.port)} | environ,
                 stdout=stream,
                 stderr=stream,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import logging
 import os
 import re
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -410,6 +413,66 @@ def test_a_request_is_logged_in_the_form_of_all_lines(
     form = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[-+]\d{4} level=(WARNING|INFO)"
     form += r" logger=todo_service\.requests (event|method)=.+ request_id=[-0-9a-f]+"
     assert [bool(re.fullmatch(form, line)) for line in lines] == [True, True]
+
+
+@pytest.fixture
+def json_log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """The log as LOG_FORMAT=json has it; to be called for its lines."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(log, "_write_directly", False)
+    log.configure("json")
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_as_json_only_a_number_is_a_number(
+    client: FlaskClient, json_log: Callable[[], Any]
+) -> None:
+    client.get("/api/42/tasks", headers=bearer("42") | {"X-Request-ID": "4.2"})
+    logging.getLogger("x").warning("event=x sqlstate=57014 status=200 ms=- reason=1e3")
+
+    request, event = json_log()
+    assert (request["status"], request["user"], request["request_id"]) == (200, "42", "4.2")
+    said = {"event": "x", "sqlstate": "57014", "status": 200, "ms": "-", "reason": "1e3"}
+    assert said.items() <= event.items()
+
+
+def test_as_json_a_value_is_what_it_was_before_it_was_quoted(
+    client: FlaskClient, json_log: Callable[[], Any]
+) -> None:
+    user_id = 'x\nlevel=ERROR user="admin" \\ \u2028 é'
+
+    client.get("/api/x/tasks", headers=bearer(user_id))
+
+    (line,) = json_log()
+    assert (line["user"], line["level"]) == (user_id, "INFO")
+
+
+@pytest.mark.parametrize(
+    "text", ["pool is full", 'a="b', "a=b c", "two\nlines", "", 'he said "no"', "a=b  c=d"]
+)
+def test_as_json_what_is_no_fields_is_a_message(json_log: Callable[[], Any], text: str) -> None:
+    logging.getLogger("psycopg.pool").warning("%s", text)
+
+    (line,) = json_log()
+    assert line.pop("time")
+    assert line == {
+        "level": "WARNING", "logger": "psycopg.pool", "message": text, "request_id": "-",
+    }  # fmt: skip
+
+
+def test_as_json_a_traceback_is_a_field(
+    failing: Callable[[Exception], FlaskClient], json_log: Callable[[], Any]
+) -> None:
+    for error, event in (
+        (RuntimeError("x"), "bug"),
+        (errors.SyntaxError("at or near x"), "database_error"),
+    ):
+        failing(error).get("/api/alice/tasks/1", headers=bearer("alice"))
+        line = json_log()[-2]
+        assert line["event"] == event
+        assert "line" in line["traceback"] and "\n" in line["traceback"]
 
 
 def test_above_level_info_requests_leave_no_line(

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ import pytest
 from packaging.utils import canonicalize_name
 from psycopg import sql
 
-from tests.conftest import ROOT, SECRET, User, free_port
+from tests.conftest import ROOT, SECRET, User, free_port, pip
 from tests.test_requirements import pins
 from todo_service import __version__
 
@@ -38,21 +37,6 @@ def slug(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that are deployed."""
     left_out = shutil.ignore_patterns(".*", "__pycache__", "tests", "bench")
     return shutil.copytree(ROOT, tmp_path_factory.mktemp("platform") / "app", ignore=left_out)
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that holds what requirements.txt names."""
-    folder = tmp_path_factory.mktemp("platform") / "python"
-    venv.create(folder)
-    pip(folder, "install", "--quiet", "-r", str(ROOT / "requirements.txt"))
-    return folder
-
-
-def pip(environment: Path, *arguments: str) -> str:
-    """What this process's pip prints; it works on the other environment, which has no pip."""
-    command = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
-    return subprocess.check_output([*command, *arguments], text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ def test_every_variable_is_read() -> None:
             "DB_POOLER": "transaction",
             "CORS_ORIGINS": "https://app.example.com, http://localhost:3000,http://[::1]:3000",
             "LOG_LEVEL": "debug",
+            "LOG_FORMAT": "JSON",
         }
     )
 
@@ -50,6 +51,7 @@ def test_every_variable_is_read() -> None:
         db_pooler="transaction",
         cors_origins=("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"),
         log_level="DEBUG",
+        log_format="json",
     )
 
 
@@ -96,6 +98,7 @@ BAD = [
     ("CORS_ORIGINS", "ftp://app.example.com"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "NOTSET"),
+    ("LOG_FORMAT", "xml"),
 ]
 
 

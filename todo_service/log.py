@@ -1,5 +1,5 @@
-"""The log: a line an event, key=value, from the time to the request's id; and what identifies a
-request, which every response carries too."""
+"""The log: a line an event, key=value or JSON, from the time to the request's id; and what
+identifies a request, which every response carries too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -26,13 +27,18 @@ _TRACEPARENT = re.compile(
 )
 _SHOWN = 256  # characters of a path's user id; it can be as long as a request line
 
+_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
+_FIELDS = re.compile(rf"{_FIELD.pattern}(?: {_FIELD.pattern})*")
+# Not whatever looks like one: a user's id, a request's and an SQLSTATE may be all digits.
+_NUMBERS = frozenset({"status", "ms", "db_ms", "pool_ms", "pid"})
+
 requests = logging.getLogger("todo_service.requests")
 
 
 _write_directly = False
 
 
-def configure() -> None:
+def configure(log_format: str = "logfmt") -> None:
     """Give the service and its libraries their one handler, on standard error.
 
     For the service's own start. Whoever embeds the app configures logging themselves.
@@ -41,8 +47,44 @@ def configure() -> None:
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     fields = "%(asctime)s", "%(levelname)s", "%(name)s", "%(message)s", "%(request_id)s"
-    logging.basicConfig(format=_FORMAT.format(*fields), datefmt=TIME_FORMAT, handlers=[handler])
-    _write_directly = True
+    formatter = JsonFormatter if log_format == "json" else logging.Formatter
+    handler.setFormatter(formatter(_FORMAT.format(*fields), TIME_FORMAT))
+    logging.basicConfig(handlers=[handler])
+    _write_directly = log_format == "logfmt"
+
+
+class JsonFormatter(logging.Formatter):
+    """The fields of a key=value format as one JSON object.
+
+    A message of fields is taken apart, any other one is the field `message`.
+    """
+
+    def __init__(self, fmt: str, datefmt: str) -> None:
+        super().__init__(fmt, datefmt)
+        self.parts = fmt.split(" ")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.asctime = self.formatTime(record, self.datefmt)
+        message = record.getMessage()
+        line, _, traceback = message.partition("\n")
+        if not _FIELDS.fullmatch(line):
+            line, traceback = f"message={json.dumps(message)}", ""
+        text = " ".join(
+            line if part == "%(message)s" else part % vars(record) for part in self.parts
+        )
+        fields = {name: _value(name, value) for name, value in _FIELD.findall(text)}
+        if record.exc_info:
+            traceback = self.formatException(record.exc_info)
+        if traceback:
+            fields["traceback"] = traceback
+        return json.dumps(fields)
+
+
+def _value(name: str, text: str) -> object:
+    if text.startswith('"') or name in _NUMBERS:
+        with suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 class RequestIdFilter(logging.Filter):
@@ -119,8 +161,8 @@ def finish(response: Response) -> Response:
 def _write_request_line(message: str, request_id: str) -> None:
     """The one line that every request leaves, at level INFO.
 
-    Where `configure` has set up the log, it is written past the logging package, in the same form:
-    a record costs a request more than a twentieth of its time.
+    Where `configure` has set up the log as key=value, it is written past the logging package, in
+    the same form: a record costs a request more than a twentieth of its time.
     """
     if not _write_directly:
         requests.info(message)

@@ -40,6 +40,7 @@ class Settings:
     db_pooler: str | None = None
     cors_origins: tuple[str, ...] = ()
     log_level: str = "INFO"
+    log_format: str = "logfmt"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -68,6 +69,7 @@ class Settings:
             db_pooler=_pooler(env, database_url),
             cors_origins=_origins(env),
             log_level=_log_level(env, cls.log_level),
+            log_format=_log_format(env, cls.log_format),
         )
 
 
@@ -159,6 +161,13 @@ def _log_level(env: Mapping[str, str], default: str) -> str:
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
         raise SettingsError("LOG_LEVEL must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
     return level
+
+
+def _log_format(env: Mapping[str, str], default: str) -> str:
+    log_format = env.get("LOG_FORMAT", default).lower()
+    if log_format not in ("logfmt", "json"):
+        raise SettingsError("LOG_FORMAT must be logfmt or json")
+    return log_format
 
 
 def _number(
