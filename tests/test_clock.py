@@ -20,9 +20,9 @@ WRITES: dict[str, Callable[[str, int], tuple]] = {
     "create_task": lambda user, _: (user, user, "late", None, "incomplete", None, None),
     "update_task": lambda user, task: (
         *(user, "late", False, None, None),
-        *(user, task, None, None),
+        *(user, task, None, None, None),
     ),
-    "delete_task": lambda user, task: (user, user, task, None, None, user, user, user),
+    "delete_task": lambda user, task: (user, user, task, None, None, None, user, user, user),
 }
 
 
