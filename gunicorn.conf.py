@@ -63,6 +63,19 @@ control_socket_disable = True
 post_fork = tuning.apply
 
 
+def pre_request(worker, req):
+    """In a worker, before each request: keep two idempotency keys apart.
+
+    gunicorn joins the lines of a header by a comma, which one key may hold as well. With the space
+    that RFC 9110 section 5.3 advises, they are a key that nobody may send.
+    """
+    if req.method == "POST":
+        keys = [value for name, value in req.headers if name == "IDEMPOTENCY-KEY"]
+        if len(keys) > 1:
+            others = [field for field in req.headers if field[0] != "IDEMPOTENCY-KEY"]
+            req.headers = [*others, ("IDEMPOTENCY-KEY", ", ".join(keys))]
+
+
 def when_ready(server):
     """In the master, before it forks: start the embedded PostgreSQL if there is no other."""
     server.app.wsgi().extensions["database"].prepare()

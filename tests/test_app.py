@@ -283,6 +283,103 @@ def test_one_line_is_logged_a_request(
     assert re.fullmatch(line, capsys.readouterr().err)
 
 
+TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        f"00-{TRACE_ID}-{PARENT_ID}-01",
+        f"00-{TRACE_ID}-{PARENT_ID}-00",
+        f"00-{TRACE_ID}-{PARENT_ID}-ff",
+        # Versions to come may append more.
+        f"01-{TRACE_ID}-{PARENT_ID}-01",
+        f"cc-{TRACE_ID}-{PARENT_ID}-01-what the future will be like",
+    ],
+)
+def test_the_trace_that_a_request_is_part_of_stands_in_its_line(
+    client: FlaskClient, own_log: None, capsys: pytest.CaptureFixture[str], traceparent: str
+) -> None:
+    client.get("/health", headers={"traceparent": traceparent})
+    client.get("/api/x/tasks", headers={"traceparent": traceparent})
+
+    for line in capsys.readouterr().err.splitlines():
+        assert re.search(rf" user=- trace={TRACE_ID} request_id=[0-9a-f]+$", line)
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        None,
+        "",
+        "00",
+        TRACE_ID,
+        f"00-{TRACE_ID}-{PARENT_ID}",
+        f"00-{TRACE_ID}-{PARENT_ID}-1",
+        f"00-{TRACE_ID}-{PARENT_ID}-0g",
+        f"00-{TRACE_ID}-{PARENT_ID}-01-more",
+        f"00-{TRACE_ID}-{PARENT_ID}-01-",
+        f"01-{TRACE_ID}-{PARENT_ID}-01more",
+        f"ff-{TRACE_ID}-{PARENT_ID}-01",
+        f"0-{TRACE_ID}-{PARENT_ID}-01",
+        f"00-{'0' * 32}-{PARENT_ID}-01",
+        f"00-{TRACE_ID}-{'0' * 16}-01",
+        f"00-{TRACE_ID.upper()}-{PARENT_ID}-01",
+        f"00-{TRACE_ID[:-1]}-{PARENT_ID}-01",
+        f"00-{TRACE_ID}0-{PARENT_ID}-01",
+        f"00-{TRACE_ID[:-1]}x-{PARENT_ID}-01",
+        f"00-{TRACE_ID}-{PARENT_ID}-01,00-{TRACE_ID}-{PARENT_ID}-01",
+    ],
+)
+def test_without_a_valid_trace_there_is_none_in_the_line(
+    client: FlaskClient, own_log: None, capsys: pytest.CaptureFixture[str], traceparent: str | None
+) -> None:
+    headers = {} if traceparent is None else {"traceparent": traceparent}
+
+    assert client.get("/health", headers=headers).status_code == 200
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r" user=- request_id=[0-9a-f]+$", line)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "path_user"),
+    [
+        ("GET", "/api/v1/alice/tasks", '"v1/alice"'),
+        ("GET", "/api/Alice/tasks/1", "Alice"),
+        ("DELETE", "/api/bob/tasks", "bob"),
+        ("GET", "/api/%0A%22%E2%80%A8/tasks", r'"\n\"\u2028"'),
+        ("GET", f"/api/{'x' * 5000}/tasks", "x" * 256),
+    ],
+)
+def test_the_line_of_a_403_says_whose_path_it_was(
+    client: FlaskClient,
+    own_log: None,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    path: str,
+    path_user: str,
+) -> None:
+    answer = client.open(path, method=method, headers=bearer("alice"))
+
+    assert (answer.status_code, answer.json) == (403, {"error": "Forbidden"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f" user=alice path_user={path_user} request_id=" in line
+
+
+def test_no_other_line_says_whose_path_it_was(
+    client: FlaskClient, own_log: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.get("/api/alice/tasks", headers=bearer("alice"))
+    client.get("/api/nothing", headers=bearer("alice"))
+    client.get("/api/v1/alice/tasks")
+    client.get("/health")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" user=")[1].split(" ")[0] for line in lines] == ["alice", "alice", "-", "-"]
+    assert "path_user" not in "".join(lines)
+
+
 def test_who_embeds_the_app_gets_a_record_a_request(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

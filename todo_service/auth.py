@@ -45,7 +45,8 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
         arguments: Mapping[str, Any] | None = request.view_args
         if isinstance(request.routing_exception, MethodNotAllowed):
             arguments = _arguments_of_another_method(app, request)
-        if (arguments or {}).get("user_id", user_id) != user_id:
+        g.path_user = (arguments or {}).get("user_id", user_id)
+        if g.path_user != user_id:
             raise Forbidden
 
 

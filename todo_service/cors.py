@@ -27,6 +27,9 @@ def init_app(app: Flask, settings: Settings) -> None:
             "If-Match",
             "If-None-Match",
             "X-Request-ID",
+            # What a traced page sends with every request (W3C Trace Context).
+            "traceparent",
+            "tracestate",
         ],
         expose_headers=[
             "ETag",
@@ -36,6 +39,9 @@ def init_app(app: Flask, settings: Settings) -> None:
             "Retry-After",
             "X-Request-ID",
         ],
+        # A page that sends cookies along must not fail; whether one means anything is for an
+        # embedder's authenticator to say. flask-cors echoes the origin then, never "*".
+        supports_credentials=True,
         max_age=3600,
         vary_header=False,
         intercept_exceptions=False,  # Flask runs after_request for errors too

@@ -19,6 +19,12 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+")
+# https://www.w3.org/TR/trace-context-1/#traceparent-header: version, trace id, parent id and flags.
+# A version to come may append more; ff is none, and 00 has no more.
+_TRACEPARENT = re.compile(
+    "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
+_SHOWN = 256  # characters of a path's user id; it can be as long as a request line
 
 requests = logging.getLogger("todo_service.requests")
 
@@ -94,13 +100,19 @@ def finish(response: Response) -> Response:
         headers.add("Cache-Control", "private, no-cache")
     else:
         headers.setdefault("Cache-Control", "no-cache")
-    rule = request.url_rule
-    _write_request_line(
+    rule, user = request.url_rule, g.get("user_id", "-")
+    line = (
         f"method={quote(request.method)} route={_template(rule.rule) if rule else '-'}"
         f" status={response.status_code} ms={elapsed:.1f} db_ms={database:.1f}"
-        f" pool_ms={pool_wait:.1f} user={quote(g.get('user_id', '-'))}",
-        trace.request_id,
+        f" pool_ms={pool_wait:.1f} user={quote(user)}"
     )
+    if g.get("path_user", user) != user:
+        # Whoever gets a 403 for /api/v1/alice/tasks sees here that the path is v1/alice's.
+        line += f" path_user={quote(g.path_user[:_SHOWN])}"
+    traceparent = request.headers.get("traceparent")
+    if traceparent and (match := _TRACEPARENT.fullmatch(traceparent)):
+        line += f" trace={match[1]}"
+    _write_request_line(line, trace.request_id)
     return response
 
 

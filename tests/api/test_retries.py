@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -113,13 +114,45 @@ def test_twenty_concurrent_retries_make_one_task(
         assert rows == [(19,)]
 
 
-@pytest.mark.parametrize("key", ["x", "!~" * 127, "x" * 255, '"quoted"', "a,b;c=d"])
+VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+LEGAL = ["x", VISIBLE, "!~" * 127, "x" * 255, "a,b;c=d", '"', '"a', 'a"', '"a",b', "\\", '"a";b="c']
+
+
+@pytest.mark.parametrize("key", LEGAL)
 def test_a_legal_key_is_taken(alice: User, key: str) -> None:
     assert create(alice, key).status_code == 201
     assert create(alice, key).headers["Idempotency-Replayed"] == "true"
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "with space", "tab\tbed", "é"])
+@pytest.mark.parametrize("key", LEGAL)
+def test_a_key_in_quotes_is_the_same_key(alice: User, key: str) -> None:
+    quoted = '"' + re.sub(r'(["\\])', r"\\\1", key) + '"'
+
+    first, again = create(alice, key), create(alice, quoted)
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json() == first.json()
+
+
+@pytest.mark.parametrize("keys", [("k", "k"), ("k", "j"), ('"k"', '"k"'), ('"k"', "j"), ("k", "")])
+def test_two_keys_are_refused_and_not_taken_for_one(alice: User, keys: tuple[str, str]) -> None:
+    headers = [("Idempotency-Key", keys[0]), ("X-Between", "x"), ("Idempotency-Key", keys[1])]
+
+    answer = alice.post(alice.tasks, json={"title": "x"}, headers=headers)
+
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "Idempotency-Key must be 1 to 255 visible ASCII characters"}
+    assert alice.get(alice.tasks).json() == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "x" * 256, "with space", "tab\tbed", "é"),
+        *('""', '"with space"', f'"{"x" * 256}"', '"k","j"', '"k", "j"', '"a"b"', '"a\\"', r'"\a"'),
+    ],
+)
 def test_an_illegal_key_is_refused(alice: User, key: str) -> None:
     answer = alice.post(
         alice.tasks,

@@ -15,7 +15,10 @@ from todo_service import create_app
 from todo_service.settings import Settings
 
 EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-ID"
-HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID"
+HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID,"
+    " traceparent, tracestate"
+)
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 # Runs in the page: change a task unless it was modified, and say what can be seen of the answer.
@@ -80,6 +83,23 @@ def test_a_page_of_an_allowed_origin_patches_with_if_match_and_reads_the_etag(
     assert now.json()["title"] == "Changed by a page"
 
 
+def test_a_page_whose_library_includes_credentials_is_answered_all_the_same(
+    page: Page, open_server: str, allowed_origin: str, alice: User, task: dict[str, object]
+) -> None:
+    page.goto(allowed_origin)
+
+    title = page.evaluate(
+        """async ([url, token]) => {
+          const headers = {Authorization: token};
+          const answer = await fetch(url, {credentials: 'include', headers});
+          return (await answer.json()).title;
+        }""",
+        [open_server + alice.path(task), alice.headers["Authorization"]],
+    )
+
+    assert title == task["title"]
+
+
 def test_a_page_of_another_origin_changes_nothing_and_learns_nothing(
     page: Page, open_server: str, refused_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -105,7 +125,7 @@ def test_a_preflight_says_what_is_allowed_and_for_how_long(
     assert split(answer.headers["Access-Control-Allow-Methods"]) == METHODS
     assert split(answer.headers["Access-Control-Allow-Headers"].lower()) == split(HEADERS.lower())
     assert int(answer.headers["Access-Control-Max-Age"]) >= 600
-    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
     assert answer.headers["Vary"] == "Origin"
 
 
@@ -126,6 +146,7 @@ def test_answers_expose_their_headers_to_an_allowed_origin(
 
     assert answer.status_code == 201
     assert cors_headers(answer) == {
+        "access-control-allow-credentials": "true",
         "access-control-allow-origin": allowed_origin,
         "access-control-expose-headers": EXPOSED,
     }

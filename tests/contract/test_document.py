@@ -170,10 +170,12 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
     assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
     assert user_id["maxLength"] == auth.USER_ID_BYTES
     assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]
-    assert bounds(check(connection, "tasks_idempotency_key_length_check")) == [
-        key["minLength"],
-        key["maxLength"],
-    ]
+    low, high = bounds(check(connection, "tasks_idempotency_key_length_check"))
+    for form in ("{}", '"{}"'):
+        for length in (low, high):
+            assert re.search(key["pattern"], form.format("x" * length))
+        for length in (low - 1, high + 1):
+            assert not re.search(key["pattern"], form.format("x" * length))
     assert (
         f"{schemas.MAX_BODY // 1024} KiB"
         in components["requestBodies"]["TaskChanges"]["description"]
