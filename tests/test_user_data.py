@@ -161,7 +161,7 @@ def test_an_erasure_takes_along_what_is_left_of_deleted_tasks(
     user, other = fill(3), fill(3)
     with app.app_context():
         for owner in (user, other):
-            (task, *_) = store.list_tasks(owner, limit=1)
+            (task,) = store.list_tasks(owner, limit=1, size=1)[1]
             store.delete_task(owner, task["id"])
 
     assert "Deleted tasks: 2\n" in runner.invoke(args=["erase", user, "--yes"]).stdout
