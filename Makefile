@@ -6,7 +6,7 @@ BIN := .venv/bin
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
 
-.PHONY: run test lint psql bench
+.PHONY: run test test-citus lint psql bench
 .DEFAULT_GOAL := run
 
 run: .venv/installed .env
@@ -23,6 +23,16 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict todo_service
+
+# CITUS_DATABASE_URL: the coordinator of a Citus cluster, as a superuser, and a database to write to.
+test-citus: .venv/installed
+	@test -n "$$CITUS_DATABASE_URL" \
+		|| { echo "make test-citus needs CITUS_DATABASE_URL, the coordinator's"; exit 1; }
+	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import os; \
+		from todo_service import database; database.apply_schema(os.environ['DATABASE_URL'])"
+	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import sys; \
+		from todo_service import embedded; sys.exit(embedded.psql())" -X -q -f sql/citus.sql
+	TEST_DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/pytest tests/api
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium
