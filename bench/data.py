@@ -109,7 +109,7 @@ def seed(url: str, users: int = USERS, tasks_each: int = TASKS_EACH) -> None:
     restart = sql.SQL("ALTER TABLE tasks ALTER COLUMN id RESTART WITH {}").format(FIRST_TASK)
     with psycopg.connect(url, autocommit=True) as connection:
         with connection.transaction():
-            connection.execute("TRUNCATE users, tasks")
+            connection.execute("TRUNCATE users, tasks, deleted_tasks")
             connection.execute(restart)
             connection.execute(_SEED_USERS, (FIRST_USER, users))
             connection.execute(

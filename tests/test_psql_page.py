@@ -153,7 +153,7 @@ def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) 
     assert [task["title"] for task in changes().tasks] == ["Buy milk", "Buy bread"]
     with psycopg.connect(seeded) as connection:
         # Ahead of the server's own: from here on, now() does not move it.
-        connection.execute("UPDATE users SET changed_at = '2100-01-01' WHERE id = %s", (erin,))
+        connection.execute("UPDATE users SET changed_at = '2100-06-01' WHERE id = %s", (erin,))
     for _ in range(2):
         psql(seeded, insert, erin)
         assert [task["title"] for task in changes().tasks] == ["Buy milk", "Buy bread"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.conftest import Server, User, free_port
 from tests.faults.conftest import Cluster
+from todo_service.database import apply_schema
 
 
 @pytest.fixture
@@ -34,9 +37,22 @@ def pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
         # It refuses to run as root, as PostgreSQL does, and must reach the cluster's socket.
         command += ["-u", cluster.server.system_user]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    with socket.socket() as probe:
+        while probe.connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
     yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     process.terminate()
     process.wait(10)
+
+
+def test_the_schema_is_not_applied_through_a_pooler(cluster: Cluster, pgbouncer: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter"):
+        apply_schema(pgbouncer)
+
+    # Neither its lock nor its settings are left behind for others.
+    assert cluster.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 def test_thousands_of_mixed_requests_pass_through_pgbouncer(
