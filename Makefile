@@ -10,7 +10,7 @@ export PGBOUNCER ?= /usr/sbin/pgbouncer
 .DEFAULT_GOAL := run
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "When it is listening, paste this into another terminal:"
