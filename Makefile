@@ -6,11 +6,11 @@ BIN := .venv/bin
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
 
-.PHONY: help run check test lint format psql bench
+.PHONY: help run check test test-citus lint format psql bench
 .DEFAULT_GOAL := run
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "When it is listening, paste this into another terminal:"
@@ -36,6 +36,16 @@ lint: .venv/installed ## ruff and mypy alone
 format: .venv/installed ## rewrite what ruff can put right by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# CITUS_DATABASE_URL: the coordinator of a Citus cluster, as a superuser, and a database to write to.
+test-citus: .venv/installed ## the tests of the API on a Citus cluster: CITUS_DATABASE_URL=…
+	@test -n "$$CITUS_DATABASE_URL" \
+		|| { echo "make test-citus needs CITUS_DATABASE_URL, the coordinator's"; exit 1; }
+	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import os; \
+		from todo_service import database; database.apply_schema(os.environ['DATABASE_URL'])"
+	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import sys; \
+		from todo_service import commands; sys.exit(commands.psql())" -X -q -f sql/citus.sql
+	TEST_DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/pytest tests/api
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium

@@ -3,7 +3,7 @@
 --     psql "$DATABASE_URL" -f sql/citus.sql
 --
 -- On the coordinator, as a superuser, after init-db, when the worker nodes have been added. Safe to
--- run twice, and after a run that was interrupted. docs/scaling.md says what has been tried of it.
+-- run twice, and after a run that was interrupted. docs/scaling.md says what has been run on Citus.
 \set ON_ERROR_STOP on
 
 CREATE EXTENSION IF NOT EXISTS citus;
@@ -14,17 +14,22 @@ SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'users'::r
     SELECT create_distributed_table('users', 'id');
 \endif
 
--- Co-located: a user's row and tasks are on the same node, so the foreign key stays local to it.
+-- Co-located: a user's row, tasks and deletions are on the same node, so the foreign keys stay local to it.
 SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'tasks'::regclass) AS missing \gset
 \if :missing
     SELECT create_distributed_table('tasks', 'user_id', colocate_with => 'users');
 \endif
 
+SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'deleted_tasks'::regclass) AS missing \gset
+\if :missing
+    SELECT create_distributed_table('deleted_tasks', 'user_id', colocate_with => 'users');
+\endif
+
 -- The rows were copied to the shards; what is left on the coordinator is a hidden, ageing duplicate.
--- Follows the foreign key to tasks.
+-- Follows the foreign keys to the other two.
 SELECT truncate_local_data_after_distributing_table('users');
 
 SELECT table_name, citus_table_type, distribution_column, colocation_id, shard_count
 FROM citus_tables
-WHERE table_name IN ('users'::regclass, 'tasks'::regclass)
+WHERE table_name IN ('users'::regclass, 'tasks'::regclass, 'deleted_tasks'::regclass)
 ORDER BY table_name::text;

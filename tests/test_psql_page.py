@@ -141,24 +141,31 @@ def erin(seeded: str) -> Iterator[str]:
 def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) -> None:
     update, delete, insert = (QUERIES[title].replace("'old'", "'Buy milk'") for title in BY_HAND)
 
-    psql(seeded, insert, erin)
-    first = store.list_changes(erin, limit=10)
-    assert [task["title"] for task in first.tasks] == ["Buy milk", "Buy bread"]
-    with psycopg.connect(seeded) as connection:
-        # Ahead of the server's, where now() alone would not move it.
-        connection.execute("UPDATE users SET changed_at = '2100-01-01' WHERE id = %s", (erin,))
-    psql(seeded, insert, erin)
-    second = store.list_changes(erin, limit=10, after=first.mark)
-    assert [task["title"] for task in second.tasks] == ["Buy milk", "Buy bread"]
-    psql(seeded, update, erin)
-    third = store.list_changes(erin, limit=10, after=second.mark)
-    milk = [task["id"] for task in third.tasks if task["status"] == "complete"]
-    assert milk == [first.tasks[0]["id"], second.tasks[0]["id"]]
-    psql(seeded, delete, erin)
-    fourth = store.list_changes(erin, limit=10, after=third.mark)
+    mark = None
 
-    assert (fourth.tasks, fourth.deleted) == ([], milk)
-    assert store.get_clock(erin).replace(tzinfo=UTC) == fourth.mark.changed_at
+    def changes() -> store.Changes:
+        nonlocal mark
+        page = store.list_changes(erin, limit=10, after=mark)
+        mark = page.mark
+        return page
+
+    psql(seeded, insert, erin)
+    assert [task["title"] for task in changes().tasks] == ["Buy milk", "Buy bread"]
+    with psycopg.connect(seeded) as connection:
+        # Ahead of the server's own: from here on, now() does not move it.
+        connection.execute("UPDATE users SET changed_at = '2100-06-01' WHERE id = %s", (erin,))
+    for _ in range(2):
+        psql(seeded, insert, erin)
+        assert [task["title"] for task in changes().tasks] == ["Buy milk", "Buy bread"]
+    psql(seeded, update, erin)
+    milk = [task["id"] for task in changes().tasks if task["status"] == "complete"]
+    assert len(milk) == 3
+    psql(seeded, delete, erin)
+    last = changes()
+
+    assert (last.tasks, last.deleted) == ([], milk)
+    assert last.mark.changed_at == store.get_clock(erin).replace(tzinfo=UTC)
+    assert last.mark.changed_at.year == 2100
 
 
 def test_the_deletion_takes_one_user_with_all_tasks_and_nobody_else(seeded: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
-from todo_service import auth, schemas
+from tests.conftest import SECRET
+from todo_service import auth, create_app, schemas
 from todo_service.database import SQL, apply_schema
+from todo_service.settings import Settings
 
 
 @pytest.fixture
@@ -196,6 +198,17 @@ def test_the_first_released_schema_can_be_brought_up_to_date(released: str) -> N
     apply_schema(released)
 
     assert upgraded == describe(released)
+
+
+def test_the_service_is_not_ready_on_the_schema_of_an_earlier_release(released: str) -> None:
+    app = create_app(Settings(database_url=released, jwt_secret=SECRET))
+    client = app.test_client()
+    assert client.get("/ready").status_code == 503
+
+    apply_schema(released)
+
+    assert client.get("/ready").status_code == 200
+    app.extensions["database"].close()
 
 
 def test_a_clock_starts_no_earlier_than_the_newest_change_and_is_then_left_alone(

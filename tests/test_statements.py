@@ -69,7 +69,7 @@ def unscoped(statement: str) -> list[str]:
     """What in a statement reaches for rows of others than the user it is given."""
     faults = [
         f"INSERT INTO {table} ({column}"
-        for table, column in re.findall(r"INSERT INTO (\w+) \(\s*(\w+)", statement)
+        for table, column in re.findall(r"INSERT INTO (\w+)(?: AS \w+)? \(\s*(\w+)", statement)
         if column != OWNER[table]
     ]
     # What stands in parentheses is taken out, the innermost first: each query is read by itself.

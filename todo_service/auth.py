@@ -45,8 +45,9 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
         arguments: Mapping[str, Any] | None = request.view_args
         if isinstance(request.routing_exception, MethodNotAllowed):
             arguments = _arguments_of_another_method(app, request)
-        g.path_user = (arguments or {}).get("user_id", user_id)
-        if g.path_user != user_id:
+        path_user = (arguments or {}).get("user_id", user_id)
+        if path_user != user_id:
+            g.path_user = path_user
             raise Forbidden
 
 

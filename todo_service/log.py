@@ -142,13 +142,13 @@ def finish(response: Response) -> Response:
         headers.add("Cache-Control", "private, no-cache")
     else:
         headers.setdefault("Cache-Control", "no-cache")
-    rule, user = request.url_rule, g.get("user_id", "-")
+    rule = request.url_rule
     line = (
         f"method={quote(request.method)} route={_template(rule.rule) if rule else '-'}"
         f" status={response.status_code} ms={elapsed:.1f} db_ms={database:.1f}"
-        f" pool_ms={pool_wait:.1f} user={quote(user)}"
+        f" pool_ms={pool_wait:.1f} user={quote(g.get('user_id', '-'))}"
     )
-    if g.get("path_user", user) != user:
+    if response.status_code == 403 and "path_user" in g:
         # Whoever gets a 403 for /api/v1/alice/tasks sees here that the path is v1/alice's.
         line += f" path_user={quote(g.path_user[:_SHOWN])}"
     traceparent = request.headers.get("traceparent")

@@ -94,10 +94,7 @@ def list_changes(
 
     Fewer where the texts are long: the page ends with the change that takes them past `max_bytes`.
     """
-    time, task_id = after[:2] if after else ("-infinity", 0)
-    changes = (user_id, time, task_id, limit + 1)
-    known = (time, user_id, time, user_id, time)
-    rows = fetch_all(_CHANGES, (*changes, *changes, limit + 1, *known, limit, max_bytes, user_id))
+    rows = fetch_all(_CHANGES, _after(user_id, after, limit, max_bytes))
     if not rows:
         return Changes([], [], mark=None, more=False, expired=after is not None)
     owner_since, read_at = (moment.replace(tzinfo=UTC) for moment in rows[0][:2])
@@ -224,14 +221,22 @@ def delete_tasks(user_id: str, *, status: str) -> int:
 
 
 def check_schema() -> None:
-    """Run a statement that finds nothing; it fails where the database or the schema is missing."""
-    check(_GET, ("", 0))
+    """Run a statement that needs all tables and finds nothing; it fails where one is missing."""
+    check(_CHANGES, _after("", None, 0, 0))
 
 
 def delete_user(user_id: str) -> int | None:
     """Delete a user with all tasks and say how many there were; None if there is no such user."""
     row = fetch_one(_DELETE_USER, (user_id, user_id))
     return None if row is None else row[0]
+
+
+def _after(user_id: str, mark: Mark | None, limit: int, max_bytes: int) -> Sequence[object]:
+    """The parameters of list_changes."""
+    time, task_id = mark[:2] if mark else ("-infinity", 0)
+    changes = (user_id, time, task_id, limit + 1)
+    known = (time, user_id, time, user_id, time)
+    return (*changes, *changes, limit + 1, *known, limit, max_bytes, user_id)
 
 
 def _task(row: Sequence[Any]) -> Task:

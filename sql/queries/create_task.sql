@@ -5,11 +5,11 @@
 -- if the digest of the request differs. DO UPDATE rather than DO NOTHING: it returns the row.
 -- Parameters: user_id, user_id, title, description, status, idempotency key, request digest.
 WITH owner AS (
-    INSERT INTO users (id, changed_at)
+    INSERT INTO users AS known (id, changed_at)
     VALUES (%s, now())
     ON CONFLICT (id) DO UPDATE
         SET changed_at = greatest(
-            excluded.changed_at, (users.changed_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC'
+            excluded.changed_at, (known.changed_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC'
         )
     RETURNING changed_at
 )

@@ -15,6 +15,7 @@ from openapi_spec_validator import validate as validate_document
 from psycopg import sql
 
 import todo_service
+from tests.conftest import User
 from tests.contract.conftest import DOCUMENT
 from todo_service import auth, routing, schemas
 from todo_service.schemas import NEW_TASK, TASK_CHANGES
@@ -119,7 +120,7 @@ def test_every_error_has_an_example_and_an_x_request_id(document: dict[str, Any]
             if status < "400":
                 continue
             body = response["content"]["application/json"]
-            assert body["schema"] == {"$ref": "#/components/schemas/Error"}
+            assert body["schema"] == {"$ref": "#/components/schemas/ErrorMessage"}
             examples = [e["value"] for e in body.get("examples", {}).values()]
             for example in examples or [body["example"]]:
                 assert list(example) == ["error"]
@@ -162,7 +163,7 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
         resolve(document, node["schema"])
         for node in (
             components["parameters"][name]
-            for name in ("TaskId", "Limit", "UserId", "IdempotencyKey")
+            for name in ("TaskIdInPath", "Limit", "UserIdInPath", "IdempotencyKey")
         )
     )
 
@@ -177,8 +178,7 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
         for length in (low - 1, high + 1):
             assert not re.search(key["pattern"], form.format("x" * length))
     assert (
-        f"{schemas.MAX_BODY // 1024} KiB"
-        in components["requestBodies"]["TaskChanges"]["description"]
+        f"{schemas.MAX_BODY // 1024} KiB" in components["requestBodies"]["TaskPatch"]["description"]
     )
 
 
@@ -197,6 +197,97 @@ def test_bodies_have_the_fields_of_the_schemas(document: dict[str, Any]) -> None
         }
         task = document["components"]["schemas"]["Task"]["properties"]
         assert ignored == task.keys() - schema.fields.keys()
+
+
+def schemas_of(document: dict[str, Any], node: Any) -> Iterator[dict[str, Any]]:
+    """Every object schema that a part of the document leads to."""
+    if isinstance(node, list):
+        for part in node:
+            yield from schemas_of(document, part)
+    elif isinstance(node, dict):
+        node = resolve(document, node)
+        if node.get("type") == "object" and "properties" in node:
+            yield node
+        for part in node.values():
+            yield from schemas_of(document, part)
+
+
+def test_what_is_accepted_names_all_its_fields_and_what_is_sent_may_get_more(
+    document: dict[str, Any],
+) -> None:
+    accepted, sent = [], []
+    for _, _, operation in operations(document):
+        accepted += schemas_of(document, operation.get("requestBody", {}))
+        sent += schemas_of(document, list(operation["responses"].values()))
+
+    assert accepted and all(schema["additionalProperties"] is False for schema in accepted)
+    assert sent and not any("additionalProperties" in schema for schema in sent)
+
+
+def assert_exact(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    """The value has the properties of the schema, all of them and no others."""
+    schema = resolve(document, schema)
+    if schema.get("type") == "array":
+        assert value
+        for item in value:
+            assert_exact(document, schema["items"], item)
+    elif schema.get("type") == "object":
+        assert value.keys() == schema["properties"].keys()
+        for name, part in schema["properties"].items():
+            assert_exact(document, part, value[name])
+
+
+def test_the_service_sends_what_is_documented_and_no_more(
+    document: dict[str, Any], alice: User
+) -> None:
+    task = alice.path(alice.create())
+    answers = {
+        "listTasks": alice.get(alice.tasks),
+        "createTask": alice.post(alice.tasks, json={"title": "x"}),
+        "getTask": alice.get(task),
+        "putTask": alice.put(task, json={"title": "x"}),
+        "updateTask": alice.patch(task, json={"title": "x"}),
+        "completeTask": alice.patch(f"{task}/complete"),
+        "reopenTask": alice.patch(f"{task}/incomplete"),
+        "getIndex": alice.get("/"),
+        "getHealth": alice.get("/health"),
+        "getReadiness": alice.get("/ready"),
+    }
+    errors = [
+        alice.get(f"{alice.tasks}?x=1"),
+        httpx.get(alice.server + alice.tasks),
+        alice.get("/api/somebody-else/tasks"),
+        alice.get(f"{alice.tasks}/{routing.MAX_ID}"),
+        alice.post(task),
+        alice.put(task, json={"title": "x"}, headers={"If-Match": '"0"'}),
+        alice.post(alice.tasks, content=b"x" * 70_000),
+        alice.post(alice.tasks, content=b"x"),
+    ]
+
+    for _, _, operation in operations(document):
+        for status, documented in operation["responses"].items():
+            content = resolve(document, documented).get("content", {})
+            if status < "300" and "application/json" in content:
+                answer = answers.pop(operation["operationId"])
+                assert answer.status_code == int(status)
+                assert_exact(document, content["application/json"]["schema"], answer.json())
+    assert not answers
+    assert [e.status_code for e in errors] == [400, 401, 403, 404, 405, 412, 413, 415]
+    for answer in errors:
+        assert_exact(document, document["components"]["schemas"]["ErrorMessage"], answer.json())
+
+
+def test_no_two_types_that_a_generator_of_clients_makes_have_the_same_name(
+    document: dict[str, Any],
+) -> None:
+    components = document["components"]
+    names = [
+        name for kind in ("schemas", "parameters", "requestBodies") for name in components[kind]
+    ]
+
+    assert len(names) == len(set(names))
+    # Of the global types of TypeScript, those that a name here could hide.
+    assert not set(names) & {"Error", "Request", "Response", "Headers", "Date", "Event", "Object"}
 
 
 def test_what_a_blank_title_is_the_document_the_schemas_and_the_database_agree(

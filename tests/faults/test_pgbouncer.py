@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import Server, User, free_port
 from tests.faults.conftest import Cluster
 from tests.test_doctor import Report
+from todo_service.database import apply_schema
 
 
 @pytest.fixture
@@ -60,6 +61,14 @@ def start_pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., 
 @pytest.fixture
 def pgbouncer(start_pgbouncer: Callable[..., str]) -> str:
     return start_pgbouncer()
+
+
+def test_the_schema_is_not_applied_through_a_pooler(cluster: Cluster, pgbouncer: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter"):
+        apply_schema(pgbouncer)
+
+    # Neither its lock nor its settings are left behind for others.
+    assert cluster.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 def test_thousands_of_mixed_requests_pass_through_pgbouncer(

@@ -65,26 +65,14 @@ tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
 @tasks.before_request
-def answer_options() -> Response | None:
-    """Flask's own answer, and what a PATCH may be sent as (RFC 5789 section 3.1).
-
-    Before the path and the query are read: a browser sends OPTIONS with those of the request to
-    come, whose answer says what is wrong with them.
-    """
-    if request.method != "OPTIONS":
-        return None
-    response = current_app.make_default_options_response()
-    if "PATCH" in response.allow:
-        response.headers["Accept-Patch"] = ", ".join(PATCH_TYPES)
-    return response
-
-
-@tasks.before_request
-def read_arguments() -> None:
+def read_arguments() -> Response | None:
     """Give the views a number and a query.
 
-    A bad one is a 400, but only after token and owner were checked.
+    A bad one is a 400, but only after token and owner were checked. And not for OPTIONS: a browser
+    sends it with path and query of the request to come, whose answer says what is wrong with them.
     """
+    if request.method == "OPTIONS":
+        return _answer_options()
     arguments, endpoint = request.view_args, request.endpoint
     assert arguments is not None
     if "task_id" in arguments:
@@ -93,6 +81,15 @@ def read_arguments() -> None:
         arguments["query"] = parse_query(_QUERIES[endpoint], request.query_string)
     elif request.query_string:
         parse_query(NO_QUERY, request.query_string)
+    return None
+
+
+def _answer_options() -> Response:
+    """Flask's own answer, and what a PATCH may be sent as (RFC 5789 section 3.1)."""
+    response = current_app.make_default_options_response()
+    if "PATCH" in response.allow:
+        response.headers["Accept-Patch"] = ", ".join(PATCH_TYPES)
+    return response
 
 
 @tasks.get("")
