@@ -151,10 +151,13 @@ class Register:
 
     def _of_losers(self) -> Iterator[str]:
         writes = [*self.done, *self.perhaps]
+        made = {version_of(write.result): write.started for write in self.done if write.result}
         for loser in self.refused:
             base = version_of(loser.base)
             if not any(
-                write.started < loser.ended
+                # One that had ended before the version was made has not replaced it.
+                made.get(base, -inf) < write.ended
+                and write.started < loser.ended
                 and (write.result is None or version_of(write.result) > base)
                 for write in writes
             ):
