@@ -76,3 +76,26 @@ def test_a_generated_client_creates_lists_completes_and_deletes_a_task(
         deleted = delete.sync_detailed(alice.id, task.id, client=client)
         assert deleted.status_code == 204
         assert get.sync(alice.id, task.id, client=client).error == "Task not found"
+
+
+def test_a_generated_client_creates_completes_and_clears_many_tasks(
+    package: str, server: str, alice: User
+) -> None:
+    models = importlib.import_module(f"{package}.models")
+    create, update, delete = (
+        importlib.import_module(f"{package}.api.tasks.{operation}")
+        for operation in ("create_task", "update_tasks", "delete_tasks")
+    )
+    complete, incomplete = models.Status.COMPLETE, models.Status.INCOMPLETE
+
+    with importlib.import_module(package).AuthenticatedClient(server, sign(alice.id)) as client:
+        body = [models.NewTask("Buy milk"), models.NewTask("Call", status=complete)]
+        tasks = create.sync(alice.id, client=client, body=body)
+        assert [task.title for task in tasks] == ["Buy milk", "Call"]
+        refused = create.sync(alice.id, client=client, body=[*body, models.NewTask("")])
+        assert refused.error == "Item 2: Title is required"
+
+        change = models.StatusChange(complete)
+        updated = update.sync(alice.id, client=client, body=change, status=incomplete)
+        assert updated.updated == 1
+        assert delete.sync(alice.id, client=client, status=complete).deleted == 2
