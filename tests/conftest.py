@@ -41,6 +41,7 @@ SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0
 SLOW = (
     "tests/faults/",
     "tests/test_platform.py",
+    "tests/test_image.py",
     "tests/test_development.py",
     "tests/api/test_model.py",
 )
