@@ -1,9 +1,8 @@
 -- The truth about the data. Every statement in it is idempotent and none of them drops data.
 --
 -- `flask --app wsgi init-db` runs this file in one transaction where there are no tables yet. On a
--- database in use it must keep no request waiting. There, it runs the file down to the first index in
--- one transaction, again if a lock is not free, and then builds each index that is missing by itself,
--- CONCURRENTLY.
+-- database in use it must keep no request waiting: there, it runs what stands before the first index in
+-- one transaction, again if a lock is not free, and then each index by itself, CONCURRENTLY.
 --
 -- The owner leads every key. One index then serves ownership, look-up and uniqueness, and the
 -- same schema can be distributed by user (Citus) without a change.

@@ -38,7 +38,12 @@ SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0
 
 # What `make check` leaves out, besides what needs a browser and what is marked where it stands.
 # A new test is in, unless it is in one of these.
-SLOW = ("tests/faults/", "tests/test_platform.py", "tests/test_development.py")
+SLOW = (
+    "tests/faults/",
+    "tests/test_platform.py",
+    "tests/test_development.py",
+    "tests/api/test_model.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
 
-# For so many seconds it is tried to get the locks that a change of a table needs.
+# Seconds for which a change of a table is tried again while others hold the table.
 _LOCK_PATIENCE = 60
 
 # Twice this, for a connection and for an answer, is what /ready may take.
@@ -272,12 +272,13 @@ def complete_conninfo(url: str, settings: Settings) -> str:
 def apply_schema(conninfo: str) -> None:
     """Run sql/schema.sql: on a new database in one transaction, on one in use without a long lock.
 
-    Safe when several run it at once. Needs the server's own address: what it sets and locks for its
-    session would stay behind in a pooler, which refuses these options.
+    Safe when several run it at once. It needs the server's own address: in a pooler, the lock and
+    the settings of its session would stay behind. A pooler refuses the settings, and so all of it.
     """
     schema = (SQL / "schema.sql").read_bytes()
     tables, *indexes = re.split(rb"^(?=CREATE (?:UNIQUE )?INDEX)", schema, flags=re.MULTILINE)
-    # An index on a large table takes its time, and keeps nobody waiting while it waits for a lock.
+    # A large table takes its time. An index that waits for a lock keeps nobody else waiting;
+    # where that is different, the schema sets a shorter limit itself.
     limits = "-c statement_timeout=0 -c lock_timeout=10min"
     options = f"{conninfo_to_dict(conninfo).get('options') or ''} {limits}"
     try:
@@ -307,7 +308,7 @@ def _wait_for_turn(connection: psycopg.Connection) -> None:
 
 
 def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
-    """Run the statements in one transaction; for a while, once more when a lock is not free."""
+    """Run the statements in one transaction, for a while again if a lock is not free."""
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:

@@ -39,6 +39,9 @@ _KEY = re.compile("[!-~]{1,255}")
 # A string of RFC 9651 section 3.3.3.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
+# Where an array may be sent; where not, errors.py has the sentence.
+_TOO_LARGE = "Request body must be at most 64 KiB, an array of tasks at most 1 MiB"
+
 # The tag of a version as task.version_of writes it: 14 digits last until the year 4253.
 _TAG = re.compile('"[1-9a-f][0-9a-f]{0,13}"')
 
@@ -153,17 +156,21 @@ def _read(max_array: int, types: tuple[str, ...]) -> bytes:
 
 
 def _read_in_limits(max_array: int) -> bytes:
-    if request.content_length is not None and request.content_length <= MAX_BODY:
+    announced = request.content_length
+    if announced is not None and announced <= MAX_BODY:
         return request.get_data(cache=False)
+    if announced is not None and announced > max_array > MAX_BODY:
+        raise RequestEntityTooLarge(_TOO_LARGE)  # an array or an object: nobody has looked
     # One byte over a limit is read, because Werkzeug cuts a chunked body off without a word.
     request.max_content_length = max_array + 1
     raw: bytes = request.stream.read(MAX_BODY + 1)
-    if len(raw) > MAX_BODY and raw.lstrip(b" \t\r\n")[:1] == b"[":
-        raw += request.stream.read(max_array + 1 - len(raw))
-        if len(raw) > max_array:
-            raise RequestEntityTooLarge("An array of tasks must be at most 1 MiB")
-    elif len(raw) > MAX_BODY:
+    if len(raw) <= MAX_BODY:
+        return raw
+    if max_array == MAX_BODY or raw.lstrip(b" \t\r\n")[:1] != b"[":
         raise RequestEntityTooLarge
+    raw += request.stream.read(max_array + 1 - len(raw))
+    if len(raw) > max_array:
+        raise RequestEntityTooLarge(_TOO_LARGE)
     return raw
 
 

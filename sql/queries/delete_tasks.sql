@@ -1,5 +1,6 @@
 -- Delete all tasks of one status, and note each; the row that comes back says how many there were.
--- The owner's clock moves first, and old deletions are forgotten, as in delete_task.
+-- The owner's clock moves first, and old deletions are forgotten, as in delete_task; as many as are noted
+-- and 100 more, so that they do not pile up where tasks are only ever deleted this way.
 -- Parameters: user_id, user_id, status, user_id, user_id, user_id.
 WITH owner AS (
     UPDATE users
@@ -25,7 +26,7 @@ forgotten AS (
             WHERE user_id = %s
                 AND deleted_at < now() - interval '2161 hours'
             ORDER BY deleted_at, id
-            LIMIT 100
+            LIMIT (SELECT count(id) + 100 FROM deleted)
         )
 ),
 noted AS (

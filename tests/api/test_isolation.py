@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import httpx
+import psycopg
 import pytest
 from flask import Flask
 
 from tests.conftest import User
 
 PUBLIC = {"/", "/health", "/ready", "/openapi.yaml", "/docs/", "/docs/<path:path>"}
+# By table, the column that says whose rows these are.
+OWNERS = {"users": "id", "tasks": "user_id", "deleted_tasks": "user_id"}
 BODIES = {"POST": {"title": "x"}, "PUT": {"title": "x"}, "PATCH": {"title": "x"}}
 
 
@@ -98,6 +101,37 @@ def test_a_list_holds_the_askers_tasks_only(alice: User, bob: User, query: str) 
     mine, _ = alice.create("mine"), bob.create("his")
 
     assert alice.get(alice.tasks + query).json() == [mine]
+
+
+def test_many_at_once_touch_the_askers_rows_only(
+    alice: User, bob: User, connection: psycopg.Connection
+) -> None:
+    def rows(user: User) -> list[list[tuple]]:
+        return [
+            connection.execute(
+                f"SELECT * FROM {table} WHERE {owner} = %s ORDER BY 1, 2, 3", (user.id,)
+            ).fetchall()
+            for table, owner in OWNERS.items()
+        ]
+
+    sent, key = [{"title": "mine"}, {"title": "mine, too"}], {"Idempotency-Key": "key"}
+    bob.post(bob.tasks, json=sent, headers=key)
+    bob.create(status="complete")
+    bob.delete(bob.path(bob.create()))
+    mine = alice.post(alice.tasks, json=sent, headers=key).json()
+    # A repeated array is found by its instant.
+    connection.execute(
+        "UPDATE tasks SET created_at = %s WHERE user_id = %s", (mine[0]["created_at"], bob.id)
+    )
+    his = rows(bob)
+
+    assert alice.post(alice.tasks, json=sent, headers=key).json() == mine
+    incomplete, complete = (f"{alice.tasks}?status={s}" for s in ("incomplete", "complete"))
+    assert alice.patch(incomplete, json={"status": "complete"}).json() == {"updated": 2}
+    assert alice.delete(complete).json() == {"deleted": 2}
+
+    assert alice.get(alice.tasks).json() == []
+    assert rows(bob) == his
 
 
 def test_a_stranger_cannot_change_through_a_conditional_request(alice: User, bob: User) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -102,12 +103,19 @@ def test_an_array_may_be_a_mebibyte_and_an_object_64_kib(alice: User) -> None:
     def send_chunked(body: bytes) -> httpx.Response:
         return alice.post(alice.tasks, content=iter([body]), headers=JSON)
 
+    object_too_large = "Request body must be at most 64 KiB"
+    too_large = f"{object_too_large}, an array of tasks at most 1 MiB"
     for post in (send, send_chunked):
         assert post(largest).status_code == 201
-        for body in (largest + b" ", b'{"title": "x"}'.ljust(64 * 1024 + 1), b" " * 70_000):
+        assert post(b" \r\n\t" + array).status_code == 201
+        for body, message in (
+            (largest + b" ", too_large),
+            (b'{"title": "x"}'.ljust(64 * 1024 + 1), object_too_large),
+            (b" " * 70_000, object_too_large),
+        ):
             answer = post(body)
-            assert (answer.status_code, list(answer.json())) == (413, ["error"])
-    assert len(titles(alice)) == 200
+            assert (answer.status_code, answer.json()) == (413, {"error": message})
+    assert len(titles(alice)) == 400
 
 
 def test_only_a_create_takes_an_array(alice: User) -> None:
@@ -152,6 +160,13 @@ def test_another_body_under_the_same_key_is_refused(alice: User, other: object) 
     assert titles(alice) == ["Task 1", "Task 0"]
 
 
+def test_a_key_of_one_task_is_not_that_of_an_array(alice: User) -> None:
+    alice.post(alice.tasks, json={"title": "x"}, headers={"Idempotency-Key": "key"})
+
+    assert create(alice, [{"title": "x"}], "key").status_code == 422
+    assert titles(alice) == ["x"]
+
+
 def test_eight_that_send_an_array_at_once_make_one_set_of_tasks(
     alice: User, connection: psycopg.Connection
 ) -> None:
@@ -172,6 +187,41 @@ def test_eight_that_send_an_array_at_once_make_one_set_of_tasks(
             (alice.id, title),
         ).fetchone()
         assert stored == 20
+
+
+def test_an_array_whose_first_task_is_deleted_meanwhile_is_made_whole_or_repeated(
+    alice: User,
+) -> None:
+    """The key goes with the first task: who comes after its deletion makes another set."""
+    sent = [{"title": f"Task {n}"} for n in range(5)]
+    key, deleted, stop = str(uuid4()), 0, threading.Event()
+
+    def repeat() -> list[httpx.Response]:
+        answers = []
+        while not stop.is_set():
+            answers.append(create(alice, sent, key))
+        return answers
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(repeat) for _ in range(8)]
+        try:
+            while deleted < 3:
+                firsts = [t for t in alice.get(alice.tasks).json() if t["title"] == "Task 0"]
+                deleted += sum(alice.delete(alice.path(t)).status_code == 204 for t in firsts)
+        finally:
+            stop.set()
+    answers = [answer for one in running for answer in one.result()]
+
+    assert {answer.status_code for answer in answers} == {201}
+    made = [answer.json() for answer in answers if "Idempotency-Replayed" not in answer.headers]
+    assert len(made) in (3, 4)
+    for tasks in made:
+        assert [task["title"] for task in tasks] == [task["title"] for task in sent]
+    sets = [[task["id"] for task in tasks] for tasks in made]
+    for answer in answers:
+        ids = [task["id"] for task in answer.json()]
+        assert any(ids in (whole, whole[1:]) for whole in sets)
+    assert len(titles(alice)) == 5 * len(made) - deleted
 
 
 def test_keys_of_different_users_never_meet(alice: User, bob: User) -> None:
@@ -211,6 +261,25 @@ def test_all_tasks_of_a_status_are_deleted_at_once(alice: User, bob: User) -> No
     assert titles(alice) == ["a"]
     assert bob.get(bob.tasks).json() == [his]
     assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 0}
+
+
+def test_deleting_many_forgets_as_many_old_deletions_and_a_hundred_more(
+    alice: User, bob: User, connection: psycopg.Connection
+) -> None:
+    create(alice, [{"title": "x", "status": "complete"}] * 5)
+    bob.create()
+    # The same ones of both: the key tells them apart by their owner alone.
+    connection.execute(
+        "INSERT INTO deleted_tasks SELECT owner, n, now() - interval '91 days'"
+        " FROM generate_series(1, 150) AS n, unnest(%s::text[]) AS owner",
+        ([alice.id, bob.id],),
+    )
+
+    assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 5}
+
+    count = "SELECT count(*) FROM deleted_tasks WHERE user_id = %s"
+    assert connection.execute(count, (alice.id,)).fetchone() == (150 - 105 + 5,)
+    assert connection.execute(count, (bob.id,)).fetchone() == (150,)
 
 
 def test_a_user_who_never_had_a_task_has_none_to_change(alice: User) -> None:

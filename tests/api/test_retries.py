@@ -163,3 +163,21 @@ def test_an_illegal_key_is_refused(alice: User, key: str) -> None:
     assert answer.status_code == 400
     assert answer.json() == {"error": "Idempotency-Key must be 1 to 255 visible ASCII characters"}
     assert alice.get(alice.tasks).json() == []
+
+
+def test_a_key_that_0_1_0_has_stored_is_still_known(
+    alice: User, connection: psycopg.Connection
+) -> None:
+    alice.create()
+    digest = "5756ec00a542765f6b0e8ff1e3cbdaf8c739c1e36764fa71d987641379dc6901"
+    body = {"title": "Zwölf \U0001f95b", "description": "a\nb", "status": "complete"}
+    connection.execute(
+        "INSERT INTO tasks (user_id, title, idempotency_key, idempotency_digest)"
+        " VALUES (%s, 'changed since', 'key', decode(%s, 'hex'))",
+        (alice.id, digest),
+    )
+
+    answer = create(alice, "key", **body)
+
+    assert (answer.status_code, answer.json()["title"]) == (201, "changed since")
+    assert answer.headers["Idempotency-Replayed"] == "true"

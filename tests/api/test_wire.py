@@ -67,7 +67,8 @@ def test_a_body_announced_too_large_is_refused_before_it_is_sent(alice: User) ->
 
     status, _, body = send(alice, head)
 
-    assert (status, json.loads(body)) == (413, {"error": "Request body must be at most 64 KiB"})
+    message = "Request body must be at most 64 KiB, an array of tasks at most 1 MiB"
+    assert (status, json.loads(body)) == (413, {"error": message})
 
 
 def test_a_body_that_is_cut_short_creates_nothing(alice: User) -> None:

@@ -27,9 +27,13 @@ def version_of(task: Task) -> datetime:
 
 @dataclass
 class Write:
-    """One request that changes a task, or several until the first one of them is answered."""
+    """One request that changes a task, or several until the first one of them is answered.
 
-    kind: str  # create, update or delete
+    Of an array, there is one for each task. One that changes all tasks of a status stands for
+    itself: which ones that were is not known.
+    """
+
+    kind: str  # create, update, delete, update all or delete all
     started: float
     fields: Task = field(default_factory=dict)
     task_id: int | None = None
@@ -61,7 +65,12 @@ class History:
         for write in self.writes:
             by_task[write.task_id].append(write)
         found = list(self._out_of_order())
-        titles = {write.fields["title"] for write in by_task[None] if write.outcome == "unknown"}
+        sweeps = [write for write in by_task[None] if write.kind in ("update all", "delete all")]
+        titles = {
+            write.fields["title"]
+            for write in by_task[None]
+            if write.kind == "create" and write.outcome == "unknown"
+        }
         views: defaultdict[int, list[Task]] = defaultdict(list)
         for task in [*final.values(), *seen]:
             views[task["id"]].append(task)
@@ -74,7 +83,7 @@ class History:
                     if task["title"] not in titles
                 ]
                 continue
-            register = Register(task_id, writes)
+            register = Register(task_id, writes, sweeps)
             found += register.faults(final.get(task_id), views[task_id])
         return found
 
@@ -84,7 +93,8 @@ class History:
         done.sort(key=lambda write: version_of(write.result))
         started = -inf
         for earlier, later in pairwise(done):
-            if version_of(earlier.result) == version_of(later.result):
+            same = version_of(earlier.result) == version_of(later.result)
+            if same and earlier.started != later.started:  # of one array, they are the same
                 yield f"{earlier} and {later} made the same version"
         for write in done:
             if write.ended < started:
@@ -95,12 +105,14 @@ class History:
 class Register:
     """The writes of one task."""
 
-    def __init__(self, task_id: int, writes: list[Write]) -> None:
+    def __init__(self, task_id: int, writes: list[Write], sweeps: list[Write]) -> None:
         self.id = task_id
         self.done = [write for write in writes if write.outcome == "done"]
         self.refused = [write for write in writes if write.outcome == "refused"]
         self.absent = [write for write in writes if write.outcome == "absent"]
         self.unknown = [write for write in writes if write.outcome == "unknown"]
+        # What may have changed it.
+        self.perhaps = [*self.unknown, *sweeps]
         self.deletes = [write for write in self.done if write.kind == "delete"]
         self.versions = {
             version_of(write.result): write.result for write in self.done if write.result
@@ -119,7 +131,7 @@ class Register:
     def _of_views(self, views: list[Task]) -> Iterator[str]:
         for view in views:
             known = self.versions.get(version_of(view))
-            if known is None and not self.unknown:
+            if known is None and not self.perhaps:
                 yield f"{view} was written by nobody"
             if known is not None and known != view:
                 yield f"{view} is not the {known} that was answered"
@@ -138,16 +150,19 @@ class Register:
                 yield f"{write} won although there was {between}"
 
     def _of_losers(self) -> Iterator[str]:
-        writes = [*self.done, *self.unknown]
+        writes = [*self.done, *self.perhaps]
+        made = {version_of(write.result): write.started for write in self.done if write.result}
         for loser in self.refused:
             base = version_of(loser.base)
             if not any(
-                write.started < loser.ended
+                # One that had ended before the version was made has not replaced it.
+                made.get(base, -inf) < write.ended
+                and write.started < loser.ended
                 and (write.result is None or version_of(write.result) > base)
                 for write in writes
             ):
                 yield f"{loser} lost to nobody"
-        deletes = [write for write in writes if write.kind == "delete"]
+        deletes = [write for write in writes if write.kind in ("delete", "delete all")]
         for write in self.absent:
             if not any(delete.started < write.ended for delete in deletes):
                 yield f"{write} found no task, and nobody had deleted it"
@@ -161,6 +176,8 @@ class Register:
             if before is None and not self.unknown:
                 earlier = [version for version in order if version < version_of(write.result)]
                 before = self.versions[earlier[-1]]
+                # All tasks of its status may have got another one at once.
+                before = before | {"status": write.result["status"]}
             expected = (before or write.result) | write.fields
             if write.result | {"updated_at": expected["updated_at"]} != expected:
                 yield f"{write} was made of {before}"
@@ -174,7 +191,7 @@ class Register:
             for write in self.done:
                 if write is not delete and write.started > delete.ended:
                     yield f"{write} changed what was deleted"
-        perhaps = [write for write in self.unknown if write.kind == "delete"]
+        perhaps = {write.kind for write in self.perhaps} & {"delete", "delete all"}
         if not (final or self.deletes or perhaps):
             yield "it is lost"
         if final and version_of(final) < max(self.versions):

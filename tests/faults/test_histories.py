@@ -44,16 +44,20 @@ def ask(user: User, method: str, path: str, **options: object) -> httpx.Response
     return answer
 
 
+# The tag is missing where it did not come with the answer.
+Known = tuple[Task, str | None]
+
+
 class Board:
-    """What the writers know together: tasks with their tags, as somebody was last answered."""
+    """What the writers know together: tasks, with their tags, as somebody was last answered."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.tasks: dict[int, tuple[Task, str]] = {}
+        self.tasks: dict[int, Known] = {}
         # The newest version of each task that was acknowledged, or GONE.
         self.acknowledged: dict[int, datetime] = {}
 
-    def note(self, task_id: int, version: datetime, known: tuple[Task, str] | None) -> None:
+    def note(self, task_id: int, version: datetime, known: Known | None) -> None:
         with self.lock:
             if task_id in self.acknowledged and version <= self.acknowledged[task_id]:
                 return
@@ -63,12 +67,10 @@ class Board:
             else:
                 self.tasks[task_id] = known
 
-    def note_task(self, answer: httpx.Response) -> Task:
-        task = answer.json()
-        self.note(task["id"], version_of(task), (task, answer.headers["ETag"]))
-        return task
+    def note_task(self, task: Task, tag: str | None) -> None:
+        self.note(task["id"], version_of(task), (task, tag))
 
-    def pick(self, dice: random.Random) -> tuple[int, tuple[Task, str] | None]:
+    def pick(self, dice: random.Random) -> tuple[int, Known | None]:
         """How many tasks there are, and one of them."""
         with self.lock:
             ids = sorted(self.tasks)
@@ -98,7 +100,9 @@ class Writer:
             count, known = self.board.pick(self.dice)
             chance = self.dice.random()
             if known is None or count < FEW or (chance < 0.2 and count < MANY):
-                self.create()
+                self.create(self.dice.choice([1, 1, 1, 3]))
+            elif chance > 0.98:
+                self.change_all()
             elif chance < 0.4 or count >= MANY:
                 self.change("delete", *known, "DELETE")
             elif chance < 0.6:
@@ -118,29 +122,45 @@ class Writer:
         self.sent += 1
         return f"{self.name}-{self.sent}"
 
-    def create(self) -> None:
-        title = self.new_text()
-        headers = {"Idempotency-Key": title} if self.dice.random() < 0.5 else {}
-        write = Write("create", time.monotonic(), {"title": title})
-        self.history.writes.append(write)
+    def create(self, count: int) -> None:
+        titles = [self.new_text() for _ in range(count)]
+        headers = {"Idempotency-Key": titles[0]} if self.dice.random() < 0.5 else {}
+        body = [{"title": title} for title in titles]
+        started = time.monotonic()
+        writes = [Write("create", started, fields) for fields in body]
+        self.history.writes += writes
         for _ in range(1000 if headers else 1):  # with a key, until there is an answer
-            answer = ask(self.user, "POST", self.user.tasks, json={"title": title}, headers=headers)
-            if answer is not None:
+            sent = body if count > 1 else body[0]
+            answer = ask(self.user, "POST", self.user.tasks, json=sent, headers=headers)
+            if answer is None:
+                continue
+            tasks = answer.json() if count > 1 else [answer.json()]
+            for write, task in zip(writes, tasks, strict=True):
                 write.outcome, write.ended = "done", time.monotonic()
-                write.result = self.board.note_task(answer)
-                write.task_id = write.result["id"]
-                return
+                write.result, write.task_id = task, task["id"]
+                self.board.note_task(task, answer.headers.get("ETag"))
+            return
+
+    def change_all(self) -> None:
+        kind, method, body = self.dice.choice(
+            [("update all", "PATCH", {"status": "incomplete"}), ("delete all", "DELETE", None)]
+        )
+        write = Write(kind, time.monotonic())
+        self.history.writes.append(write)
+        answer = ask(self.user, method, f"{self.user.tasks}?status=complete", json=body)
+        if answer is not None:
+            write.outcome, write.ended = "done", time.monotonic()
 
     def change(
         self,
         kind: str,
         task: Task,
-        tag: str,
+        tag: str | None,
         method: str,
         fields: Task | None = None,
         suffix: str = "",
     ) -> None:
-        conditional = self.dice.random() < 0.6
+        conditional = tag is not None and self.dice.random() < 0.6
         headers = {"If-Match": tag} if conditional else {}
         base = task if conditional else None
         write = Write(kind, time.monotonic(), fields or {}, task["id"], base)
@@ -154,7 +174,7 @@ class Writer:
             write.outcome = "refused"
             answer = ask(self.user, "GET", path)  # somebody was faster: have a look
             if answer is not None and answer.status_code == 200:
-                self.board.note_task(answer)
+                self.board.note_task(answer.json(), answer.headers["ETag"])
         elif answer.status_code == 404:
             write.outcome = "absent"
             self.board.note(task["id"], GONE, None)
@@ -163,7 +183,12 @@ class Writer:
             self.board.note(task["id"], GONE, None)
         else:
             write.outcome = "done"
-            write.result = self.board.note_task(answer)
+            write.result = answer.json()
+            self.board.note_task(write.result, answer.headers["ETag"])
+
+
+def place_of(task: Task) -> tuple[datetime, int]:
+    return version_of(task), task["id"]
 
 
 class Copy:
@@ -195,7 +220,7 @@ class Copy:
         self.pages += 1
         page = answer.json()
         for task in page["tasks"]:
-            if self.seen and version_of(task) <= version_of(self.seen[-1]):
+            if self.seen and place_of(task) <= place_of(self.seen[-1]):
                 self.faults.append(f"{task} came after {self.seen[-1]}")
             if task["id"] in self.deleted:
                 self.faults.append(f"{task} came back from the dead")
