@@ -28,9 +28,9 @@ class ServiceLogger(Statsd):
     """The service logs each request itself; this silences gunicorn's access log for good.
 
     Leaving `accesslog` unset would not: platforms turn it on through GUNICORN_CMD_ARGS, which
-    outranks this file. gunicorn's other lines look like the service's. Statsd is the class that
-    gunicorn takes where --statsd-host is given, unless another one is set, as it is here; without
-    that option it sends nothing.
+    outranks this file. gunicorn's other lines look like the service's. The base class is the one
+    that gunicorn takes for --statsd-host where no class is set; without that option it sends
+    nothing.
     """
 
     error_fmt = "time=%(asctime)s level=%(levelname)s logger=%(name)s pid=%(process)d %(message)s"
@@ -64,12 +64,12 @@ graceful_timeout = 20
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-# Where each worker keeps the file that tells the master that it lives. In memory: a container may
-# have nothing else to write to, and a slow disk would make it look dead.
+# Each worker has a file here, by which the master sees that it is alive. In memory: a container may
+# have nothing else to write to, and on a slow disk a worker would look dead.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # A file goes out like any other answer, in pieces that a slow client has to take in time.
 sendfile = False
-# No second way in.
+# gunicorn's socket for commands, which nothing here uses.
 control_socket_disable = True
 
 
@@ -80,8 +80,8 @@ post_fork = tuning.apply
 def pre_request(worker, req):
     """In a worker, before each request: keep two idempotency keys apart.
 
-    gunicorn joins the lines of a header by a comma, which one key may hold as well. With the space
-    that RFC 9110 section 5.3 advises, they are a key that nobody may send.
+    gunicorn joins the lines of a header by a comma, which one key may hold as well. Joined by a
+    comma and a space, as RFC 9110 section 5.3 advises, two keys are none: no key may hold a space.
     """
     if req.method == "POST":
         keys = [value for name, value in req.headers if name == "IDEMPOTENCY-KEY"]

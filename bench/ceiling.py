@@ -1,4 +1,4 @@
-"""The ceiling: PostgreSQL answering the service's own statements, to pgbench and nobody else."""
+"""The ceiling: PostgreSQL alone, with the service's own statements sent by pgbench."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _VARIABLES = f"""\\set number random(0, {data.USERS} * {data.TASKS_EACH} - 1)
 
 
 def script(kind: str) -> str:
-    """The service's statement as pgbench wants it, translated here so that it is no copy."""
+    """The service's statement in pgbench's syntax, made from its file, so that there is no copy."""
     name, values = _STATEMENTS[kind]
     first, *rest = (ROOT / "sql" / "queries" / f"{name}.sql").read_text().split("%s")
     if len(rest) != len(values):
@@ -59,7 +59,7 @@ def script(kind: str) -> str:
 
 class Ceiling:
     name = "pgbench"
-    pid = None  # the client's own work is not looked at
+    pid = None  # the CPU of pgbench itself is not measured
     kinds = frozenset(_STATEMENTS)
 
     def __init__(self, url: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ Competitor = Server | Ceiling
 
 @dataclass(frozen=True)
 class Sample:
-    """What one measurement gave; CPU in milliseconds per 1,000 requests, None if out of sight."""
+    """One measurement; CPU in milliseconds per 1,000 requests, None where it cannot be seen."""
 
     requests_per_second: float
     p50_ms: float
@@ -38,7 +38,7 @@ class Comparison:
         # To be seeded before the next round.
         self.changed = {one.database for one in competitors if one.database is not None}
         self.postmaster = proc.postmaster(server)
-        # Who can do what.
+        # Which competitors take part in each workload.
         self.workloads = {
             workload: [one for one in competitors if WORKLOADS[workload].keys() <= one.kinds]
             for workload in workloads
@@ -85,7 +85,7 @@ class Comparison:
             spent(database, proc.cpu_seconds(self.postmaster), load.requests),
         )
         if competitor.database is not None and writes(workload):
-            # Not quite undone: what PostgreSQL keeps on disk has grown.
+            # This does not undo all of it: the files of PostgreSQL have grown.
             data.restore(competitor.database)
             self.changed.add(competitor.database)
         return sample

@@ -1,4 +1,4 @@
-"""The floor: what Flask on the same gunicorn costs that checks the same tokens and does no more."""
+"""The floor: what a Flask on the same gunicorn costs if it only checks the same tokens."""
 
 from __future__ import annotations
 

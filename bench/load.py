@@ -1,4 +1,4 @@
-"""Requests by wrk, in a closed loop; an answer that is none makes the run invalid."""
+"""Requests sent by wrk, each after the answer to the one before; an error makes the run invalid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SCRIPT = Path(__file__).parent / "requests.lua"
 
 
 class Invalid(Exception):
-    """Something was not as it must be for the figures to mean anything."""
+    """Something went wrong, and the figures would mean nothing."""
 
 
 class Load(NamedTuple):
@@ -22,7 +22,7 @@ class Load(NamedTuple):
 
 
 def send(url: str, requests: Path, *, seconds: int, connections: int = 32) -> Load:
-    """Send the requests of a file, in turn and again, for so long. Raises Invalid."""
+    """Send the requests of a file, again and again, for so many seconds. Raises Invalid."""
     done = subprocess.run(
         [
             *("wrk", "--threads", "1", "--connections", str(connections)),

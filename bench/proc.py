@@ -65,8 +65,9 @@ def tree(root: int) -> dict[int, Process]:
 def cpu_seconds(root: int | None) -> float | None:
     """CPU time of the tree so far; None if there is no tree to look at.
 
-    It only grows: what a process has used goes to its parent when it ends, a back-end's to the
-    postmaster. When that happens during a look, it is seen twice or not at all; hence another look.
+    It only grows: when a process ends, what it has used is added to its parent's, and a back-end's
+    to the postmaster's. If that happens while this reads, it is counted twice or not at all, so it
+    reads again.
     """
     if root is None:
         return None

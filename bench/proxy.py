@@ -1,4 +1,4 @@
-"""A TCP proxy that hands everything on later: the way to a database on another host."""
+"""A TCP proxy that passes everything on later, as if the database were on another host."""
 
 from __future__ import annotations
 

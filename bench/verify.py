@@ -12,7 +12,7 @@ from bench.load import Invalid
 from bench.workloads import KINDS, request
 
 _SOME_TASK = 4321
-# What a server answers to a request that it has no route, no method or no schema for.
+# What a server answers to a request for which it has no route, no method or no schema.
 _UNKNOWN = (400, 404, 405, 415, 422)
 
 

@@ -1,4 +1,4 @@
-"""The stage: a real PostgreSQL, the app, gunicorn serving it, and two users."""
+"""What the tests share: a real PostgreSQL, the app, gunicorn serving it, and two users."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ ENVIRON = {"PATH": os.environ["PATH"], "PYTHON_DOTENV_DISABLED": "1"}
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0123456789")
 
-# What `make check` leaves out, besides what needs a browser and what is marked where it stands.
-# A new test is in, unless it is in one of these.
+# What `make check` leaves out, besides tests that need a browser or are marked as slow themselves.
+# It runs every other test, new ones as well.
 SLOW = (
     "tests/faults/",
     "tests/test_platform.py",
+    "tests/test_image.py",
     "tests/test_development.py",
     "tests/api/test_model.py",
 )
@@ -96,7 +97,7 @@ def database_url() -> str:
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    """A superuser's view of the tables, past the service."""
+    """A superuser's connection to the database, without the service."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
 

@@ -23,7 +23,7 @@ MAKE_KEY: dict[str, Callable[[], Any]] = {
 
 
 class Issuer:
-    """A JWKS server on loopback that can rotate its keys, go slow, fail and count its visitors.
+    """A JWKS server on loopback that can rotate its keys, be slow, fail and count its requests.
 
     `drip` makes it send an answer that never ends, a byte at a time: "head" or "body".
     """

@@ -81,7 +81,7 @@ def test_an_authenticator_may_read_the_body(database_url: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["/m", "/a b", "/käse", "/日"])
 def test_links_lead_back_where_the_app_is_mounted(gateway_app: Flask, prefix: str) -> None:
-    # As WSGI holds a path: each of its bytes is a character.
+    # In the form that WSGI has for a path: a character for each of its bytes.
     mount = prefix.encode().decode("latin-1")
     outside = Client(DispatcherMiddleware(NotFound(), {mount: gateway_app}))
     alice = f"alice-{uuid4()}"

@@ -1,6 +1,6 @@
 """sql/citus.sql, run by psql with stand-ins for the functions of Citus, which is not at hand here.
 
-This shows that the script is sound and may be repeated, and nothing about what Citus makes of it.
+This shows that the script runs and may be repeated. It does not show what Citus does with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The clock of a user's changes, and what changed since a mark: the store, past HTTP."""
+"""The clock of a user's changes, and what changed since a mark: the store, without HTTP."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_a_mark_from_before_an_erasure_has_expired(user: str) -> None:
     assert store.list_changes(user, limit=100, after=mark).expired
     create(user)
     assert store.list_changes(user, limit=100, after=mark).expired
-    # Begun anew, it holds.
+    # The client can begin again without one.
     again = store.list_changes(user, limit=100)
     assert (len(again.tasks), again.expired) == (1, False)
     assert not store.list_changes(user, limit=100, after=again.mark).expired
@@ -382,7 +382,7 @@ def test_a_delete_forgets_at_most_a_hundred_deletions_of_more_than_90_days_ago(
     other = f"other-{user}"
     create(other)
     create(user)
-    # The same ones of both: the key tells them apart by their owner alone.
+    # The same ids and times for both users: only the owner is different in the key.
     connection.execute(
         "INSERT INTO deleted_tasks SELECT owner, n, now() - interval '91 days'"
         " FROM generate_series(1, 150) AS n, unnest(%s::text[]) AS owner"

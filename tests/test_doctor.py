@@ -220,7 +220,7 @@ def test_it_holds_up_no_request_and_leaves_nothing_behind(
     database: str, execute: Callable[[str], None]
 ) -> None:
     with psycopg.connect(database) as other:
-        # Reading is all that this lets anybody else do.
+        # While this lock is held, others can only read.
         other.execute("LOCK TABLE users, tasks IN EXCLUSIVE MODE")
         count = "SELECT count(*) FROM pg_class"
         before = other.execute(count).fetchall()

@@ -184,7 +184,7 @@ def test_a_rotated_in_key_is_accepted_at_once_and_the_old_one_still(
 def test_a_withdrawn_key_is_forgotten_after_its_lifetime(
     issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each of its own, so that none was verified before.
+    # All of them different, so that none was verified before.
     tokens = (issuer.sign("first", jti=str(n)) for n in range(1000))
     assert ask(client, next(tokens)).status_code == 200
     issuer.add_key("second")

@@ -1,6 +1,6 @@
 """A Heroku-like platform: a slug, an environment from requirements.txt alone, release, then web.
 
-Nothing of this machine shows through: the processes get the platform's variables and no others, and
+Nothing else of this machine is used: the processes get the platform's variables and no others, and
 run in a copy of the repository without .env, tests and development requirements.
 """
 
@@ -92,7 +92,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def web(slug: Path, variables: dict[str, str], released: str, log: Path) -> Iterator[str]:
-    """The base URL of the web process, which has to leave on SIGTERM by itself."""
+    """The base URL of the web process, which has to end on SIGTERM by itself."""
     url = f"http://127.0.0.1:{variables['PORT']}"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -123,7 +123,7 @@ def is_ready(url: str) -> bool:
 
 
 def test_what_is_installed_is_what_is_written_down(environment: Path) -> None:
-    """Nothing comes along unpinned, and nothing of the development requirements."""
+    """No package comes without a pin, and none of the development requirements."""
     installed = json.loads(pip(environment, "list", "--format=json"))
 
     assert {canonicalize_name(package["name"]): package["version"] for package in installed} == {

@@ -57,7 +57,7 @@ def today() -> date:
 
 
 def answers(day: date) -> dict[str, list[list[str]] | None]:
-    """How each row of an answer begins. None: that depends on the server; it only has to run."""
+    """How each row of an answer begins. None: this depends on the server, and only has to run."""
     monday = day - timedelta(days=day.weekday())
     return {
         "Open tasks per user": [["alice", "2"], ["bob", "1"]],

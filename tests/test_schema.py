@@ -1,4 +1,4 @@
-"""sql/schema.sql: what it refuses, how it is applied, and that it equals the service."""
+"""sql/schema.sql: what it refuses, how it is applied, and that its limits are the service's."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_an_upgrade_that_never_gets_its_lock_says_so(
 
 def test_a_schema_that_fails_leaves_nothing_behind(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as connection:
-        # In the way of the last table: the statements before it succeed.
+        # It has the name of the last table: the statements before that succeed.
         connection.execute("CREATE VIEW tasks AS SELECT 1 AS id")
     with pytest.raises(psycopg.Error):
         apply_schema(empty_database)

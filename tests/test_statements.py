@@ -25,7 +25,7 @@ OWNER = {"users": "id", "tasks": "user_id", "deleted_tasks": "user_id"}
 # One row more than the largest page below has.
 PAGE = 501
 
-# A time half way through the tasks of the crowd, and one past all of them.
+# A time in the middle of the tasks below, and one after all of them.
 HALF_WAY, LATER = datetime.now(UTC) - timedelta(seconds=100_000), "2100-01-01"
 
 # One set of parameters for each statement that reads or changes the tasks of one user.
@@ -66,7 +66,7 @@ def code(path: Path) -> str:
 
 
 def unscoped(statement: str) -> list[str]:
-    """What in a statement reaches for rows of others than the user it is given."""
+    """The parts of a statement that reach rows of other users than the one it is given."""
     faults = [
         f"INSERT INTO {table} ({column}"
         for table, column in re.findall(r"INSERT INTO (\w+)(?: AS \w+)? \(\s*(\w+)", statement)
@@ -93,7 +93,7 @@ def test_a_statement_is_scoped_to_its_owner(path: Path) -> None:
     text = code(path)
     assert unscoped(text) == []
 
-    # Without any one of its scopes, the check above fails.
+    # If any one scope is taken out, the check above fails.
     scopes = list(re.finditer(r"\buser_id = %s|(?<=WHERE )(?:users\.)?id = %s", text))
     assert scopes or "INSERT INTO" in text
     for scope in scopes:
@@ -101,7 +101,7 @@ def test_a_statement_is_scoped_to_its_owner(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", STATEMENTS, ids=lambda path: path.stem)
-def test_a_statement_keeps_to_the_rules_of_the_house(path: Path) -> None:
+def test_a_statement_is_written_by_the_same_rules_as_all_others(path: Path) -> None:
     text = path.read_text()
 
     assert text.startswith("-- ")
@@ -110,7 +110,7 @@ def test_a_statement_keeps_to_the_rules_of_the_house(path: Path) -> None:
     assert "*" not in code(path)
     assert "%" not in "".join(re.findall(r"--[^\n]*", text))
     assert "clock_timestamp" not in text and "OFFSET" not in text
-    # An order that ties leave open would show or skip a row twice.
+    # Where the order of two rows is open, pages could show one twice, or not at all.
     for columns in re.findall(r"ORDER BY ((?:[\w.]+(?: DESC)?(?:, )?)+)", text):
         assert re.search(r"\b(id|number)(?: DESC)?$", columns), columns
 
@@ -132,8 +132,8 @@ def test_statements_that_return_a_task_return_the_same_columns_in_the_same_order
 def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
     """200,000 tasks of one user and 20,000 of others, gone again afterwards.
 
-    As many deleted ones, a thousand of them long ago. And thousands of users: a handful fits
-    a page, and reading that is cheaper than any index.
+    Also as many deleted tasks, a thousand of them long ago. And thousands of users: a few of them
+    fit into one page of the table, and to read that costs less than any index.
     """
     user = f"crowd-{uuid4()}"
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -183,11 +183,11 @@ def test_no_statement_scans_the_table(
         nodes = list(walk(rows[0][0]["Plan"]))
 
     assert not [node for node in nodes if node["Node Type"] == "Seq Scan"], nodes
-    # What it sorts, if anything, is a page.
+    # If it sorts anything, that is one page.
     assert not [
         node for node in nodes if "Sort" in node["Node Type"] and node["Actual Rows"] > PAGE
     ]
-    # Whatever it is given to look for, it looks at no more than it returns.
+    # It never reads more rows than it returns.
     tables = [node for node in nodes if "Relation Name" in node]
     assert sum(node.get("Rows Removed by Filter", 0) for node in tables) <= 1
     assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 1200

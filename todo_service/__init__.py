@@ -26,12 +26,12 @@ def create_app(
     """
     settings = settings or Settings.from_env()
     app = Flask(__name__, static_folder=None)
-    # One byte over the limit is read, because Werkzeug cuts a chunked body off without a word.
+    # One byte more than the limit: Werkzeug ends a chunked body there without an error.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
     app.config["VERSION"] = __version__
     app.url_map.converters["user_id"] = UserIdConverter
     app.url_map.converters["task_id"] = TaskIdConverter
-    # An empty segment can be part of a user id, and a redirect would lose a request's body.
+    # A user id may hold two slashes in a row, and a redirect would lose a request's body.
     app.url_map.merge_slashes = False
     app.logger.setLevel(settings.log_level)
 

@@ -90,8 +90,8 @@ def bearer(settings: Settings) -> Authenticator:
 class RefusalLog:
     """Why tokens were refused, a line each, but at most ten in any second.
 
-    At level INFO: tokens expire every day, and nobody on call has to act. Those that are left out
-    are not counted: each request leaves its own line, with its status.
+    At level INFO: tokens expire every day, and nobody on call has to act. Refusals that are left
+    out are not counted here: every request has a line of its own, with its status.
     """
 
     def __init__(self) -> None:

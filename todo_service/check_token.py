@@ -82,7 +82,7 @@ def _table(token: str, verifier: Verifier) -> str:
 
 
 def _show(value: object) -> str:
-    """As Python writes it, which escapes what a terminal would act on."""
+    """As Python writes it: control characters, which a terminal would obey, are escaped."""
     text = "none" if value is None else repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 

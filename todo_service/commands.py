@@ -97,7 +97,7 @@ def _reached() -> Iterator[Database]:
     """The database of the current app, for one command. A failure is one line and exit code 1."""
     database: Database = current_app.extensions["database"]
     try:
-        # Before the pool, which would try again and again, with a warning each time.
+        # Not by the pool, which would try again and again, with a warning each time.
         psycopg.connect(database.conninfo).close()
         yield database
     except psycopg.Error as error:

@@ -16,8 +16,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         return
     CORS(
         app,
-        # Patterns of our own: flask-cors takes an origin with brackets, an IPv6 address, for a
-        # pattern, and would let other origins in.
+        # As patterns, because flask-cors takes an origin with brackets (an IPv6 address) for one,
+        # and would let other origins in.
         origins=[re.compile(re.escape(origin) + r"\Z") for origin in settings.cors_origins],
         methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=[
@@ -39,8 +39,8 @@ def init_app(app: Flask, settings: Settings) -> None:
             "Retry-After",
             "X-Request-ID",
         ],
-        # A page that sends cookies along must not fail; whether one means anything is for an
-        # embedder's authenticator to say. flask-cors echoes the origin then, never "*".
+        # A page that sends cookies along must not fail. Only an embedder's authenticator may read
+        # them. With this, flask-cors answers with the page's origin, never with "*".
         supports_credentials=True,
         max_age=3600,
         vary_header=False,
@@ -49,6 +49,6 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def vary_by_origin(response: Response) -> Response:
-        # On every response: a cache must not hand one without CORS headers to an allowed page.
+        # On every response: a cache must not give an allowed page one without CORS headers.
         response.vary.add("Origin")
         return response

@@ -33,13 +33,13 @@ _T = TypeVar("_T")
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
 
-# Seconds for which a change of a table is tried again while others hold the table.
+# Seconds for which apply_schema tries to get the locks that it needs to change a table.
 _LOCK_PATIENCE = 60
 
-# Twice this, for a connection and for an answer, is what /ready may take.
+# Seconds that /ready waits for a connection, and as many for an answer.
 _CHECK_LIMIT = 2.5
 
-# The system's own poll, under gevent too: it is asked without waiting, and gevent's costs more.
+# The system's own poll, under gevent too: it is called without waiting, and gevent's is slower.
 _poll = get_original("select", "poll")
 
 
@@ -60,13 +60,13 @@ def fetch_one(
 def fetch_all(
     query: bytes, parameters: Sequence[object], *, repeatable: bool = True
 ) -> list[TupleRow]:
-    """Run one statement and return all its rows; most such only read, and can be repeated."""
+    """Run one statement and return all its rows. Most of these only read, and can be repeated."""
     database: Database = current_app.extensions["database"]
     return database.run(query, parameters, repeatable=repeatable)
 
 
 def check(query: bytes, parameters: Sequence[object]) -> None:
-    """Run one statement, in seconds rather than in the time that a request may take."""
+    """Run one statement, in less time than one of a request may take."""
     database: Database = current_app.extensions["database"]
     database.run(query, parameters, limit=_CHECK_LIMIT)
 
@@ -77,17 +77,18 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection on which no wait is endless.
+    """A connection on which every wait has a limit.
 
-    The server's statement_timeout ends a slow statement; this limit, in seconds, is for a server
-    that cannot (a frozen process, a vanished host), whose kernel may go on acknowledging packets.
+    The server's statement_timeout ends a slow statement. This limit, in seconds, is for a server
+    that no longer can: its process is frozen, though the kernel still acknowledges packets, or its
+    host is gone.
     """
 
     limit: float | None = None
 
     @cached_property
     def one_cursor(self) -> psycopg.Cursor[TupleRow]:
-        """For one statement after another: a new cursor would look up each type anew."""
+        """The cursor of all statements: a new one would look up each type again."""
         return self.cursor(binary=True)
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
@@ -102,7 +103,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
 
 class NoAnswer(psycopg.OperationalError):
-    """The server kept silent for longer than the limit."""
+    """The server did not answer within the limit."""
 
 
 class Database:
@@ -119,7 +120,7 @@ class Database:
             connection_class=Connection,
             kwargs={
                 "autocommit": True,
-                # PgBouncer in transaction mode hands every statement to another session.
+                # PgBouncer in transaction mode may run each statement in another session.
                 "prepare_threshold": None if settings.db_pooler else 0,
             },
             min_size=1,
@@ -128,8 +129,8 @@ class Database:
             timeout=settings.db_pool_timeout,
             configure=self._configure,
             check=self._check,
-            # A short life for each attempt, and a new one at once: the pool's own back-off would
-            # leave a recovered database unused for as long as it had been away.
+            # Give each attempt up soon, and start another at once. By the pool's own back-off, a
+            # database that is back would stay unused for as long as it had been away.
             reconnect_timeout=0.5,
             reconnect_failed=lambda pool: pool.check(),
             name="todo-service",
@@ -148,7 +149,7 @@ class Database:
         return complete_conninfo(url, self.settings)
 
     def prepare(self) -> None:
-        """Do now what else the first connection does: start the embedded PostgreSQL, if used."""
+        """Start the embedded PostgreSQL, if it is used; else the first connection would do so."""
         _ = self.conninfo
 
     def open(self) -> None:
@@ -156,7 +157,7 @@ class Database:
         self.pool.open()
 
     def close(self) -> None:
-        """Give all connections back to the server."""
+        """Close all connections."""
         self.pool.close()
 
     def run(
@@ -169,9 +170,10 @@ class Database:
     ) -> list[TupleRow]:
         """Run one statement on a pooled connection and return all rows of its result.
 
-        `limit`, in seconds, is for the wait for a connection and again for the answer; without
-        one, the settings hold. Raises psycopg.OperationalError when it is passed. A statement that
-        is `repeatable` without harm runs a second time if the server went away under the first.
+        `limit`, in seconds, is for the wait for a connection, and again for the answer. Without
+        one, those of the settings apply. Raises psycopg.OperationalError when the time is up. A
+        `repeatable` statement does no harm when it runs twice: it runs again if the server went
+        away during the first try.
         """
         try:
             return self._run(query, parameters, limit)
@@ -210,8 +212,8 @@ class Database:
             connection = self.pool.getconn(limit)
         except BaseException as error:
             if not isinstance(error, Exception):
-                # Killed while it waited (Greenlet.kill, gevent.Timeout): its place in the pool's
-                # line stays, and takes a connection for good. Let the pool make one in its stead.
+                # The request was killed while it waited (Greenlet.kill, gevent.Timeout). The pool
+                # still gives it a connection, which is then lost. Let it make one more.
                 self.pool.resize(self.pool.min_size, self.pool.max_size + 1)
             raise
         try:
@@ -220,16 +222,16 @@ class Database:
             self.pool.putconn(connection)
 
     def _configure(self, connection: Connection) -> None:
-        # Naive, and in UTC whatever the session's zone is: aware times take seven times as long to
-        # be written as JSON.
+        # Times come without a zone, in UTC whatever the session's zone is: with one, they take
+        # seven times as long to be written as JSON.
         connection.adapters.register_loader("timestamptz", TimestampBinaryLoader)
         connection.limit = _CHECK_LIMIT  # until its first statement sets another
 
     def _check(self, connection: Connection) -> None:
-        """Refuse a connection that the server has closed, without asking it.
+        """Refuse a connection that the server has closed, without a round trip.
 
-        Nothing is due on an idle connection, so a readable socket means the server's goodbye. The
-        other idle connections have most likely gone with it.
+        A server sends nothing on an idle connection until it closes it, so a closed one has a
+        readable socket. The other idle connections have most likely been closed, too.
         """
         poller = _poll()
         poller.register(connection.fileno(), POLLIN)
@@ -246,7 +248,7 @@ def _went_away(error: psycopg.OperationalError) -> bool:
 
 
 def complete_conninfo(url: str, settings: Settings) -> str:
-    """Add to DATABASE_URL what it leaves open; whatever it states itself stands.
+    """Add what DATABASE_URL does not state. What it states is kept.
 
     https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
     """
@@ -297,10 +299,10 @@ def apply_schema(conninfo: str) -> None:
 
 
 def _wait_for_turn(connection: psycopg.Connection) -> None:
-    """Take the lock under which one session at a time applies the schema; it ends with the session.
+    """Take the lock that lets one session at a time apply the schema. It ends with the session.
 
-    Not by pg_advisory_lock: who builds an index CONCURRENTLY waits for every statement under way,
-    and so the two would wait for each other.
+    Not by pg_advisory_lock, a statement that lasts until it has the lock: a session that builds an
+    index CONCURRENTLY waits for every statement under way, so the two would wait for each other.
     """
     turn = "SELECT pg_try_advisory_lock(%s)"
     while connection.execute(turn, (_SCHEMA_LOCK,)).fetchone() != (True,):
@@ -308,7 +310,7 @@ def _wait_for_turn(connection: psycopg.Connection) -> None:
 
 
 def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
-    """Run the statements in one transaction, for a while again if a lock is not free."""
+    """Run the statements in one transaction. If a lock is not free, try again for a while."""
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:
@@ -322,7 +324,7 @@ def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
 
 
 def _create_index(connection: psycopg.Connection, statement: bytes) -> None:
-    """Run a CREATE INDEX while others write; an invalid one of an interrupted run is dropped first.
+    """Build an index while others write. If an interrupted run left an invalid one, drop it first.
 
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
     """

@@ -17,9 +17,10 @@ from flask.cli import with_appcontext
 from todo_service import jwks, schema_check
 from todo_service.database import SQL, Connection, Database, complete_conninfo, statement
 from todo_service.settings import Settings
+from todo_service.tokens import LEEWAY
 
 _LIMIT = 5.0  # seconds that a statement may take
-_LEEWAY = 30.0  # seconds of clock skew that a token is forgiven
+
 _ROUNDS = 10  # in which two connections are compared: a busy pooler may keep them apart at first
 
 _CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
@@ -233,8 +234,8 @@ def check_clock(session: Session) -> str:
     ahead = (before + after) / 2 - there
     text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
     # What the answer took on its way may be any part of the difference.
-    if abs(ahead) - (after - before) / 2 > _LEEWAY:
-        raise Wrong(f"{text}. Tokens are forgiven {_LEEWAY:.0f} s. Set both by NTP")
+    if abs(ahead) - (after - before) / 2 > LEEWAY:
+        raise Wrong(f"{text}. Tokens are forgiven {LEEWAY:.0f} s. Set both by NTP")
     return text
 
 

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def start(data: Path = DATA) -> str:
     """Start PostgreSQL on the cluster below `data`, making it if need be, and return its URL.
 
-    A shared lock counts the processes that use the cluster: the kernel drops it even for one that
-    was killed, which a list of process ids would not notice.
+    Every process that uses the cluster holds a shared lock. The kernel releases it even if the
+    process is killed, which a list of process ids would not notice.
     """
     get_server = _package().get_server
     data.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def binaries() -> Path:
 
 
 def _package() -> Any:
-    """The package, where it is installed; production does without."""
+    """The package; it is not installed in production."""
     with warnings.catch_warnings():
         # It complains about a missing XDG_RUNTIME_DIR, which no container has.
         warnings.simplefilter("ignore")

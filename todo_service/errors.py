@@ -27,7 +27,7 @@ from todo_service.schemas import describe
 
 log = logging.getLogger(__name__)
 
-# Where Werkzeug's own sentence would be too chatty, or names things that are not ours.
+# In place of Werkzeug's own sentences, which are long and name what a client does not know.
 _MESSAGES = {
     400: "Bad request",
     401: "Unauthorized",
@@ -57,12 +57,12 @@ _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
 # By code: lock timeout; a standby or a database that was set read-only; a database that does not
 # hold the schema yet (table, column or constraint for ON CONFLICT missing) or is just being changed
 # (a prepared statement whose result has another type now); and a create whose owner was erased
-# under it, which succeeds when it is repeated.
+# meanwhile, which succeeds when it is repeated.
 _UNAVAILABLE_CODES = frozenset({"55P03", "25006", "42P01", "42703", "42P10", "0A000", "23503"})
 
 
 def init_app(app: Flask) -> None:
-    """Register the one handler per family of failures."""
+    """Register one handler for each kind of failure."""
     app.register_error_handler(HTTPException, answer_http)
     app.register_error_handler(ValidationError, answer_validation)
     app.register_error_handler(ParseException, answer_malformed)
@@ -72,7 +72,7 @@ def init_app(app: Flask) -> None:
 
 def answer_http(error: HTTPException) -> Response:
     """Keep the status and the headers (Allow, WWW-Authenticate, Retry-After); replace the body."""
-    # Only a message that this service gave is shown; Werkzeug's defaults are class attributes.
+    # Show only a message that this service gave: Werkzeug's own are attributes of the class.
     message = vars(error).get("description") or _MESSAGES.get(error.code or 500, error.name)
     response = respond({"error": message}, error.code or 500)
     for name, value in error.get_headers():
@@ -86,12 +86,13 @@ def answer_validation(error: ValidationError) -> Response:
 
 
 def answer_malformed(_: ParseException) -> Response:
-    """gunicorn reads a chunked body while the application asks for it, so its faults show here."""
+    """gunicorn reads a chunked body when the application asks for it, and finds its faults then."""
     return answer_http(BadRequest())
 
 
 def answer_database(error: psycopg.Error) -> Response:
-    """Tell an unavailable database, worth a retry, from a bug. The driver's words stay here."""
+    """503 for an unavailable database, where a retry may help; 500 for a bug. The driver's message
+    never goes to the client."""
     if _is_unavailable(error):
         current_app.logger.warning(
             "event=database_unavailable sqlstate=%s reason=%s",
@@ -110,7 +111,7 @@ def answer_database(error: psycopg.Error) -> Response:
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass a streamed body on. A failure has no answer left to go into, but it has a request id."""
+    """Pass a streamed body on. A failure can only be logged: its answer has begun already."""
     try:
         yield from chunks
     except psycopg.Error as error:
@@ -125,7 +126,7 @@ def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def answer_unparsed(client: socket, error: Exception) -> None:
     """Answer, on its connection, what did not become a request of the application.
 
-    What the client sent is not logged: where the syntax is broken, anything can stand anywhere.
+    Nothing that the client sent is logged: in a malformed request, a token may be anywhere.
     """
     status = 500
     if isinstance(error, ParseException):

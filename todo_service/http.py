@@ -27,27 +27,27 @@ from werkzeug.http import quote_etag
 from todo_service.schemas import MAX_BODY, Query
 from todo_service.task import ANY_VERSION, Versions, from_microseconds
 
-# How many tags of an If-Match or If-None-Match are compared; no client of ours needs more than one.
+# How many tags an If-Match or If-None-Match may list; a client needs one.
 MAX_TAGS = 100
 
 JSON = "application/json"
-# What PATCH takes. A merge patch (RFC 7396) is an object whose members are changed, and null takes
-# one away: the same as what JSON means here.
+# What PATCH takes. In a merge patch (RFC 7396), a member is set, and null removes it. Here, plain
+# JSON means the same.
 PATCH_TYPES = (JSON, "application/merge-patch+json")
 
 _KEY = re.compile("[!-~]{1,255}")
 # A string of RFC 9651 section 3.3.3.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
-# Where an array may be sent; where not, errors.py has the sentence.
+# For a path that takes arrays; errors.py has the message for the others.
 _TOO_LARGE = "Request body must be at most 64 KiB, an array of tasks at most 1 MiB"
 
-# The tag of a version as task.version_of writes it: 14 digits last until the year 4253.
+# The tag of a version as task.version_of writes it; 14 digits are enough until the year 4253.
 _TAG = re.compile('"[1-9a-f][0-9a-f]{0,13}"')
 
 
 def encode(value: object) -> bytes:
-    """Compact JSON; times, naive ones in UTC, as RFC 3339 with Z."""
+    """Compact JSON. Times are in UTC, as RFC 3339 with Z; one without a zone is taken for UTC."""
     return orjson.dumps(value, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
 
 
@@ -101,7 +101,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_in
 
 
 class UnsupportedBody(UnsupportedMediaType):
-    """415; where a PATCH is taken, with the types that it may have (RFC 5789 section 2.2)."""
+    """415. Where there is a PATCH, it names the types that may be sent (RFC 5789 section 2.2)."""
 
     def __init__(self, message: str, types: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -176,7 +176,7 @@ def _read_in_limits(max_array: int) -> bytes:
 
 @lru_cache(maxsize=128)
 def parse_query(schema: Query, query_string: bytes) -> Mapping[str, Any]:
-    """What a query asks for. Remembered, since most clients send the same few.
+    """What a query asks for. Remembered, because most clients send the same few.
 
     Raises ValidationError.
     """
@@ -188,7 +188,7 @@ def parse_query(schema: Query, query_string: bytes) -> Mapping[str, Any]:
 def read_idempotency_key() -> str | None:
     """The key, without the quotes that the IETF draft wants (draft-ietf-httpapi-idempotency-key).
 
-    Two keys are none. Their lines arrive here as one with ", " in it: gunicorn.conf.py sees to it.
+    Two keys are refused: gunicorn.conf.py joins their lines by ", ", which a key cannot hold.
     """
     key = request.headers.get("Idempotency-Key")
     if key is None:
@@ -210,7 +210,7 @@ def digest_of(data: dict[str, Any] | list[dict[str, Any]]) -> bytes:
 
 
 def read_versions() -> Versions:
-    """The versions that a change may meet: those of If-Match, not those of If-None-Match.
+    """The versions that the request may change: those in If-Match, except those in If-None-Match.
 
     RFC 9110 section 13.1. A tag that this service never made matches nothing.
     """
@@ -221,7 +221,7 @@ def read_versions() -> Versions:
             versions = Versions(one_of=_parse_versions(tags))
     if "If-None-Match" in request.headers:
         tags = _read_tags("If-None-Match")
-        if tags == {"*"}:  # unless there is a task
+        if tags == {"*"}:  # only if there is no task
             return Versions(one_of=[])
         versions = versions._replace(none_of=_parse_versions(_weaken(tags)))
     return versions
@@ -255,7 +255,7 @@ def _weaken(tags: set[str]) -> set[str]:
 
 
 class TaskModified(PreconditionFailed):
-    """412, with the tag of the version that there is instead."""
+    """412, with the ETag that the task has now."""
 
     def __init__(self, version: str) -> None:
         super().__init__("Task was modified")

@@ -1,4 +1,4 @@
-"""The issuer's public keys (RFC 7517): fetched rarely, remembered through outages."""
+"""The issuer's public keys (RFC 7517): fetched rarely, and kept while the issuer is down."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class DownloadError(Exception):
 
 
 class Jwks:
-    """Looks keys up by id; only an unknown id ever waits for the issuer.
+    """Finds keys by their id. Only an unknown id makes a request wait for the issuer.
 
-    Not PyJWT's client: it forgets the keys when their time is up, issuer or no issuer, and its time
-    limit is for each piece of an answer, however many pieces there are.
+    Not PyJWT's client: it forgets the keys when their time is up, even while the issuer is down,
+    and its time limit is for each piece of an answer, however many pieces there are.
     """
 
     LIFETIME = 300.0  # seconds until the set is read again in the background
     WAIT = 3.0  # seconds that one request waits for the issuer
     DEADLINE = 10.0  # seconds that a fetch may take; an issuer that has to wake up needs a few
-    # Fetches on behalf of unknown ids: two at once, then one per interval. That is at most five in
-    # any minute per worker process, whatever is sent, and a rotated-in key is found in 20 seconds.
+    # Fetches for unknown ids: two at once, then one per interval. So a worker makes at most five in
+    # any minute, whatever is sent, and finds a new key within 20 seconds.
     BURST = 2
     INTERVAL = 20.0
 
@@ -110,13 +110,13 @@ class Jwks:
 
 
 def fetch(url: str, seconds: float) -> tuple[dict[str, PyJWK], set[str]]:
-    """The issuer's keys by their ids, and what those are called that cannot be used."""
+    """The issuer's keys by their ids, and names for those that cannot be used."""
     return parse(download(url, seconds))
 
 
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Whoever could redirect would name the keys; urllib makes an HTTPError of it."""
+        """Follow none: whoever can redirect could choose the keys. urllib raises HTTPError then."""
 
 
 _opener = build_opener(_NoRedirect)
@@ -125,8 +125,8 @@ _opener = build_opener(_NoRedirect)
 def download(url: str, seconds: float) -> bytes:
     """The body at this address; given up after so many seconds, or past MAX_SET bytes.
 
-    The time counts between the pieces of the body. A head that never ends is waited for longer,
-    but by nobody: Jwks starts another fetch then.
+    The time is checked after each piece of the body. A head that never ends takes longer, but
+    nobody waits for it: Jwks starts another fetch then.
     """
     deadline = time.monotonic() + seconds
     headers = {"User-Agent": "todo-service", "Accept": "application/json"}
@@ -147,10 +147,10 @@ def download(url: str, seconds: float) -> bytes:
 
 
 def parse(body: bytes) -> tuple[dict[str, PyJWK], set[str]]:
-    """The keys of a set by their ids, and what those are called that cannot be used.
+    """The keys of a set by their ids, and names for those that cannot be used.
 
-    Keys for encryption are neither. One by one: a key that PyJWT cannot read, or that makes it
-    fail, must not hide the others.
+    Keys for encryption are in neither. Each key is read by itself: one that PyJWT cannot read, or
+    that makes it fail, must not hide the others.
     """
     keys: dict[str, PyJWK] = {}
     unusable: set[str] = set()

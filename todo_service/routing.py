@@ -1,4 +1,4 @@
-"""How a user id and a task id stand in a path."""
+"""How a user id and a task id look in a path."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class UserIdConverter(BaseConverter):
 class TaskIdConverter(BaseConverter):
     """One segment, as it came: parse_task_id checks it, so that a bad id is a 400 and not a 404.
 
-    Never a word that ends another path. `tasks`: with a user id such as `team/tasks`, the path of
-    the list would be taken for a task of `team`.
+    Never a word with which another path ends. Else, with a user id such as `team/tasks`, the path
+    of the list would be taken for a task of `team`.
     """
 
     regex = r"(?!(?:tasks|changes)\Z)[^/]+"

@@ -12,12 +12,12 @@ INIT_DB = "Run `flask --app wsgi init-db`"
 
 _DESCRIBE = (SQL / "doctor" / "describe_schema.sql").read_bytes()
 
-# What a schema consists of, by kind, table and name, and what each of it is.
+# The definitions in a schema, by kind, table and name.
 Parts = dict[tuple[str, str, str], str]
 
 
 def differences(connection: psycopg.Connection[Any]) -> list[str]:
-    """What is missing or another, each with what to do. What there is besides does no harm.
+    """What is missing or different, and what to do about each. What is there besides does no harm.
 
     Takes no lock on the tables that a request would have to wait for. Needs the right TEMPORARY on
     the database, which every role has unless it was taken away.
@@ -28,7 +28,7 @@ def differences(connection: psycopg.Connection[Any]) -> list[str]:
     for (kind, table, name), definition in expected.items():
         there = found.get((kind, table, name))
         if there == definition or (kind != "table" and ("table", table, table) not in found):
-            continue  # of a table that is missing, nothing else is worth a word
+            continue  # of a table that is missing, nothing else is reported
         part = f"column {table}.{name}" if kind == "column" else f"{kind} {name}"
         if there is None and kind == "constraint":
             add = f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}"

@@ -90,19 +90,19 @@ def _status(**options: Any) -> fields.String:
 
 
 class Body(Schema):
-    """What a body may hold: as it stands here, nothing."""
+    """What a body may hold. By itself, no field at all."""
 
     class Meta:
         unknown = RAISE
 
     error_messages = {"unknown": "Unknown field", "type": "Task must be a JSON object"}
 
-    # Fields that may be sent and are not looked at.
+    # Fields that may be sent, and are ignored.
     ignored: frozenset[str] = frozenset()
 
     @pre_load
     def keep_what_is_looked_at(self, data: Any, **_: Any) -> Any:
-        """The known fields, and the first of the unknown ones: each of them costs time."""
+        """The known fields, and MAX_NAMED unknown ones at most: each one takes time."""
         if not isinstance(data, dict):  # an item of an array, refused by what follows
             return data
         unknown = [name for name in data if name not in self.fields and name not in self.ignored]
@@ -111,7 +111,7 @@ class Body(Schema):
 
 
 class TaskBody(Body):
-    """What both bodies of a task share: the server's own fields may come back and are ignored."""
+    """A task in a body. The fields that the server sets may be sent back, and are ignored."""
 
     ignored = frozenset({"id", "user_id", "created_at", "updated_at"})
 
@@ -144,8 +144,8 @@ class TaskChanges(TaskBody):
 class Cursor(fields.Field[Position]):
     """A position in a list as an opaque token: created_at, id, and a check sum over both.
 
-    The check sum catches damage and guesses, and a cursor of `changes`. It is no secret and need
-    not be one: a cursor only says where to go on in the list of whoever sends it.
+    The check sum refuses damaged and made-up cursors, and those of `changes`. It needs no secret: a
+    cursor only says where to go on in the list of the user who sends it.
     """
 
     default_error_messages = {"invalid": "Invalid cursor"}
@@ -193,7 +193,7 @@ def _seal(body: bytes, kind: bytes) -> str:
 
 
 def _unseal(token: str, kind: bytes) -> bytes:
-    """What was sealed as the same kind. Raises ValueError for anything else."""
+    """What _seal was given for this token and kind. Raises ValueError for anything else."""
     raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
     body = raw[:-_CHECK_SUM_BYTES]
     if raw[-_CHECK_SUM_BYTES:] != _check_sum(body, kind):
@@ -212,14 +212,14 @@ class Limit(fields.Field[int]):
     default_error_messages = {"invalid": f"Limit must be an integer from 1 to {MAX_LIMIT}"}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
-        digits = value.lstrip("0")  # int() itself counts zeros, and refuses 4,300 of them
+        digits = value.lstrip("0")  # int() refuses more than 4,300 digits, zeros among them
         if not re.fullmatch("[1-9][0-9]{0,3}", digits) or int(digits) > MAX_LIMIT:
             raise self.make_error("invalid")
         return int(digits)
 
 
 class Query(Schema):
-    """What the query of a path may hold: as it stands here, nothing. Loads a MultiDict."""
+    """What a query may hold. By itself, no parameter at all. Loads a MultiDict."""
 
     class Meta:
         unknown = RAISE
@@ -240,7 +240,7 @@ class ListQuery(Query):
 
 
 class StatusQuery(Query):
-    """Which tasks a change of many means. Nothing may be missing: no slip may empty a list."""
+    """Which tasks to change or delete at once. Required, so that no slip empties a list."""
 
     status = _status(required=True)
 
@@ -259,14 +259,14 @@ LIST_QUERY = ListQuery()
 STATUS_QUERY = StatusQuery()
 CHANGES_QUERY = ChangesQuery()
 
-# The faults of a name rather than of what it holds.
+# Faults of the name of a field or parameter, rather than of its value.
 _OF_A_NAME = frozenset({"Unknown field", "Unknown parameter", "Parameter given twice"})
 
 
 def describe(error: ValidationError) -> str:
-    """All faults, joined by "; ": known fields as declared, then those of a name, with the name.
+    """All faults, joined by "; ": first those of known fields, in the order of the schema.
 
-    Those of an array name their item.
+    Faults of a name follow, with the name. Those in an array begin with the number of the item.
     """
     messages: dict[Any, Any] = (
         error.messages if isinstance(error.messages, dict) else {"": error.messages}

@@ -13,10 +13,10 @@ from todo_service.task import ANY_VERSION, Mark, Position, Task, Versions
 class Changes(NamedTuple):
     """What changed for a user after a mark, as of one instant.
 
-    `tasks` are those that changed, as they are now, and `deleted` the ids of those that are gone,
-    the oldest change first in both. `mark` is where to go on, where `more` of them wait; None is
-    the beginning. `expired` means that the mark given holds no longer: the copy has to be begun
-    anew.
+    `tasks` are the changed tasks as they are now, `deleted` the ids of those that are gone; the
+    oldest change comes first in both. `mark` is where to go on (None: at the beginning), and `more`
+    says whether there are more. `expired` means that the mark which was given is no longer good:
+    the client has to start again without one.
     """
 
     tasks: list[Task]
@@ -26,13 +26,13 @@ class Changes(NamedTuple):
     expired: bool
 
 
-# So long it is known what was deleted; delete_task.sql waits an hour longer before it forgets.
+# Deleted tasks are remembered for this long; delete_task.sql forgets them an hour later.
 MARK_LIFETIME = timedelta(days=90)
 
 # A client that finds nothing new gets its own mark back, unless it is older than this.
 _MARK_RENEWAL = timedelta(hours=1)
 
-# So much text may come before the last change of a page, which is then about 1 MiB of JSON.
+# Bytes of text that may come before the last change of a page, which then has about 1 MiB of JSON.
 PAGE_BYTES = 1 << 20
 
 _CHANGES = statement("list_changes")
@@ -58,10 +58,10 @@ def list_tasks(
     after: Position | None = None,
     status: str | None = None,
 ) -> tuple[datetime | None, list[Task]]:
-    """The user's clock, and at most `limit` tasks, newest first, from the one after `after` on.
+    """The user's clock, and at most `limit` tasks that follow `after`, newest first.
 
-    Fewer if they are long: after the task with which their texts reach `size` bytes, no more come.
-    The clock is None for a user who never had a task.
+    Fewer if they are long: they end with the task with which their texts reach `size` bytes. The
+    clock is None for a user who never had a task.
     """
     created_at, task_id = after or ("infinity", 0)
     if status is None:
@@ -74,7 +74,7 @@ def list_tasks(
 
 
 def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task]]:
-    """All tasks of the user, newest first, a statement a page; `limit` and `size` as above."""
+    """All tasks of the user, newest first, one statement for each page; otherwise as list_tasks."""
     after = None
     while page := list_tasks(user_id, limit=limit, size=size, after=after)[1]:
         yield page
@@ -82,7 +82,7 @@ def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task
 
 
 def get_clock(user_id: str) -> datetime | None:
-    """The time of the user's latest change, which every change moves on; None if there was none."""
+    """The time of the user's latest change, later after each one; None if there was none."""
     row = fetch_one(_CLOCK, (user_id,), repeatable=True)
     return None if row is None else row[0]
 
@@ -90,7 +90,7 @@ def get_clock(user_id: str) -> datetime | None:
 def list_changes(
     user_id: str, *, limit: int, after: Mark | None = None, max_bytes: int = PAGE_BYTES
 ) -> Changes:
-    """At most `limit` changes of the user, oldest first, from the one after `after` on.
+    """At most `limit` changes of the user that follow `after`, oldest first.
 
     Fewer where the texts are long: the page ends with the change that takes them past `max_bytes`.
     """
@@ -108,7 +108,7 @@ def list_changes(
     elif after and read_at - after.in_sync_at > _MARK_RENEWAL:
         mark = after._replace(in_sync_at=read_at)
     tasks = [task for task in found if task["title"] is not None]
-    # One that somebody put back by hand is there, although it was deleted before.
+    # A task that was deleted, and put back by hand later, was found twice: it is there.
     there = {task["id"] for task in tasks}
     return Changes(
         tasks=tasks,
@@ -161,7 +161,8 @@ def create_tasks(
 ) -> tuple[list[Task], bool] | None:
     """Create all of the tasks, or find those that the same idempotency key has made before.
 
-    In the order given; of those found, the ones that still exist. Otherwise as create_task.
+    They come in the order given; of those made before, only the ones that still exist. Otherwise
+    as create_task.
     """
     columns = [[task[name] for task in tasks] for name in ("title", "description", "status")]
     parameters = (user_id, *columns, user_id, key, digest, user_id)
@@ -181,7 +182,7 @@ def update_task(
     *,
     versions: Versions = ANY_VERSION,
 ) -> Task | None:
-    """Change the given fields, if the task is of one of the versions."""
+    """Change the given fields, if the task has one of the versions."""
     row = fetch_one(
         _UPDATE,
         (
@@ -201,13 +202,13 @@ def update_task(
 
 
 def update_tasks(user_id: str, *, status: str, to: str) -> int:
-    """Give all tasks of a status another one, and say how many there were."""
+    """Set all tasks of one status to another, and return how many there were."""
     row = fetch_one(_UPDATE_MANY, (user_id, to, user_id, status))
     return 0 if row is None else row[0]
 
 
 def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION) -> bool:
-    """Delete a task, if it is of one of the versions, and say whether it was."""
+    """Delete a task, if it has one of the versions, and return whether it had."""
     one_of, none_of = versions
     owner = (user_id, user_id, user_id)
     parameters = (user_id, user_id, task_id, one_of, one_of, none_of, *owner)
@@ -215,7 +216,7 @@ def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION)
 
 
 def delete_tasks(user_id: str, *, status: str) -> int:
-    """Delete all tasks of a status, and say how many there were."""
+    """Delete all tasks of one status, and return how many there were."""
     row = fetch_one(_DELETE_MANY, (user_id, user_id, status, user_id, user_id, user_id))
     return 0 if row is None else row[0]
 
@@ -226,7 +227,7 @@ def check_schema() -> None:
 
 
 def delete_user(user_id: str) -> int | None:
-    """Delete a user with all tasks and say how many there were; None if there is no such user."""
+    """Delete a user with all tasks; returns how many there were, or None if there is no user."""
     row = fetch_one(_DELETE_USER, (user_id, user_id))
     return None if row is None else row[0]
 

@@ -27,9 +27,9 @@ class Mark(NamedTuple):
     """How far a client's copy of a user's tasks has got; all times are aware.
 
     `changed_at` and `id` are the time and the task of the change last seen. `owner_since` is when
-    the user's row was made: another time means that the user was erased since. `in_sync_at` is when
-    the copy last held everything or, until it does, when it was begun. The time of the change would
-    not tell: perhaps nothing has changed since.
+    the user's row was made; if the row has another time now, the user was erased since.
+    `in_sync_at` is when the copy last held everything or, until it does, when it was begun.
+    `changed_at` does not say how old the copy is: perhaps nothing has changed since.
     """
 
     changed_at: datetime
@@ -39,8 +39,8 @@ class Mark(NamedTuple):
 
 
 class Versions(NamedTuple):
-    """Versions of a task, by the time of the change that made each: one of these (None: any), and
-    none of those."""
+    """Versions that a task may have: one of `one_of` (None: any), and none of `none_of`. A version
+    is named by the time of the change that made it."""
 
     one_of: list[datetime] | None = None
     none_of: list[datetime] | None = None
@@ -55,7 +55,7 @@ def version_of(task: Task) -> str:
 
 
 def version_at(time: datetime) -> str:
-    """The version that something has since its last change, at a naive time in UTC."""
+    """The version that a change at this time has made; the time is naive, in UTC."""
     return f"{to_microseconds(time.replace(tzinfo=UTC)):x}"
 
 

@@ -62,8 +62,8 @@ class Verifier:
     def verify(self, token: str) -> tuple[str, int]:
         """The user id and the `exp` of a good token.
 
-        Raises TokenRefused, or ServiceUnavailable where that depends on a key that the issuer
-        cannot be asked for.
+        Raises TokenRefused; or ServiceUnavailable, if its key is not known and the issuer does not
+        answer.
         """
         settings, claim = self.settings, self.settings.jwt_user_claim
         try:
@@ -74,7 +74,7 @@ class Verifier:
                 if header.get("alg") not in algorithms:
                     raise jwt.InvalidAlgorithmError
                 key = self.keys.find(header.get("kid"))
-                # The key's own: what the token states is only compared with it.
+                # The algorithm of the key; the one in the token is only compared with it.
                 algorithms = (key.algorithm_name,)
             claims = jwt.decode(
                 token,
@@ -92,7 +92,7 @@ class Verifier:
         except jwt.MissingRequiredClaimError as error:
             missing = {"aud": "audience", "iss": "issuer", claim: "subject"}
             raise TokenRefused(missing.get(error.claim, "malformed")) from error
-        # Not only PyJWT's own: it lets ValueError and RecursionError out of rubbish JSON.
+        # Not only PyJWT's own errors: malformed JSON makes it raise ValueError or RecursionError.
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise TokenRefused(_REASONS.get(type(error), "malformed")) from error
         user_id = claims[claim]
@@ -102,11 +102,11 @@ class Verifier:
 
 
 class VerifiedTokens:
-    """The user ids of tokens that were verified lately, so that a client pays for that once.
+    """The user ids of tokens that were verified lately, so that each is verified once.
 
-    An entry is good until its token's `exp`, and for at most `LIFETIME` seconds, which bounds how
-    long a key that the issuer has withdrawn goes on working. The first is a time of day, the second
-    is not: a clock that is set back prolongs nothing. Holds a digest, never a token.
+    An entry is good until its token's `exp`, and for at most `LIFETIME` seconds, because the issuer
+    may withdraw the key meanwhile. These are counted by a clock that nobody can set back. Holds
+    digests, never a token.
     """
 
     SIZE = 4096

@@ -86,7 +86,7 @@ def test_each_task_comes_once_as_it_is_now_where_its_last_change_stands(alice: U
     assert page["deleted"] == [first["id"]]
     assert page["more"] is False
     assert list(page) == ["tasks", "deleted", "cursor", "more"]
-    # One at a time, the deletion stands between the two changes that were made around it.
+    # On pages of one, the deletion comes between the changes that were made before and after it.
     assert [(ids(page["tasks"]), page["deleted"]) for page in walk(alice, limit=1)] == [
         ([third["id"]], []),
         ([second["id"]], []),
@@ -204,7 +204,7 @@ def test_changes_between_two_pages_are_found_behind_them(
         for task_id in page["deleted"]:
             copy.pop(task_id, None)
         if number < 4:
-            # What it has seen, what it has not, and what the cursor points at.
+            # A task that it has seen, one that it has not, and the one that the cursor points at.
             seen, last = page["tasks"][0], page["tasks"][-1]
             unseen = alice.get(alice.tasks).json()[number]
             assert unseen["id"] not in copy
@@ -305,7 +305,7 @@ def test_a_cursor_of_more_than_90_days_ago_has_expired(alice: User) -> None:
 
     expect_expired(ask(91))
     assert ask(89).status_code == 200
-    # The new cursor is as good as one that was given today.
+    # The new cursor lasts as long as any that was given today.
     assert mark_of(ask(89).json()["cursor"]).in_sync_at >= mark.in_sync_at
 
 

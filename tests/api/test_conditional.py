@@ -61,7 +61,7 @@ def test_a_known_version_is_not_sent_again(alice: User, method: str, form: str) 
     assert (answer.status_code, answer.content) == (304, b"")
     assert answer.headers["ETag"] == tag
     assert answer.headers["X-Request-ID"]
-    # Nothing about a body that is not there (RFC 9110 section 15.4.5).
+    # There is no body to describe (RFC 9110 section 15.4.5).
     assert not answer.headers.keys() & {"content-type", "content-length"}
 
 

@@ -68,7 +68,8 @@ class Copy:
     def begin(self) -> None:
         self.tasks: dict[int, dict[str, Any]] = {}
         self.cursor: str | None = None
-        # Which of the user's lives the cursor is from; None: it says only that there was nothing.
+        # How often the user had been erased when the cursor was given. None: there was nothing yet,
+        # and such a cursor is always good.
         self.life: int | None = None
 
     def read_page(self, limit: int, life: int) -> bool:
@@ -106,8 +107,8 @@ class Service(RuleBasedStateMachine):
         # How often the user was erased.
         self.life = 0
         self.prompt, self.slow = Copy(self.user), Copy(self.user)
-        # The tag of each list when it was last read, and whether a change came after it; None: a
-        # request came that could have been one, and was refused or repeated.
+        # The tag of each list when it was last read, and whether a change came after it. None: a
+        # write came that was refused or repeated, so that the tag may be the same or a new one.
         self.lists: dict[str, tuple[str, bool | None]] = {}
         self.touched: list[int] = []
 
@@ -322,7 +323,7 @@ class Service(RuleBasedStateMachine):
                 assert self.slow.tasks == self.shown()
                 return
 
-    # What then has to be so.
+    # What must be true afterwards.
 
     @invariant()
     def tasks_are_those_of_the_model(self) -> None:

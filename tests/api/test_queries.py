@@ -86,7 +86,7 @@ def test_no_route_under_api_takes_a_parameter_that_it_does_not_know(
                 # A change of many needs a status, and says so first.
                 error = answer.json()["error"].removeprefix("Status is required; ")
                 assert error == message, (method, rule)
-        # Who may ask at all comes first.
+        # The token is checked first.
         assert httpx.request(method, f"{alice.server}{path}?x=1").status_code == 401
         assert bob.request(method, f"{path}?x=1").status_code == 403
     assert alice.get(alice.tasks).json() == [task]

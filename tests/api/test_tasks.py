@@ -273,7 +273,7 @@ def test_the_first_task_makes_the_users_row_appear(
 )
 def test_any_user_id_works_as_it_is(new_user: Callable[..., User], user_id: str) -> None:
     user = new_user(user_id)
-    # Encoded by hand: a client library would take ".." for a step up.
+    # Encoded by hand: a client library would take ".." for the folder above.
     user.tasks = f"/api/{quote(user_id, safe='').replace('.', '%2E')}/tasks"
 
     answer = user.post(user.tasks, json={"title": "Buy milk"})

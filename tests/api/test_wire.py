@@ -1,4 +1,4 @@
-"""What comes in below HTTP libraries: malformed, cut short, smuggled."""
+"""Bytes that no HTTP library would send: malformed, cut short, smuggled."""
 
 from __future__ import annotations
 

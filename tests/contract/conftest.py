@@ -17,7 +17,7 @@ from tests.conftest import ROOT, SECRET, Server
 DOCUMENT = ROOT / "todo_service" / "openapi.yaml"
 IPV6_ORIGIN = "http://[::1]:3000"
 
-# What a root user's container needs, and nothing that calls home.
+# What a browser needs as root in a container, and no requests that it makes for itself.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -1,4 +1,4 @@
-"""A client that nobody wrote: generated from the document, used against the running service."""
+"""A client that is generated from the document, used against the running service."""
 
 from __future__ import annotations
 

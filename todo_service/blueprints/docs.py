@@ -47,14 +47,14 @@ def show_index() -> Response:
 
 @docs.get("/openapi.yaml")
 def show_document() -> Response:
-    # RFC 9512 names the type. Here and below not "conditional", which would evaluate dates and
-    # ranges too, and answer them with errors that are not ours.
+    # RFC 9512 names the type. conditional=False, here and below: Flask would also evaluate dates
+    # and ranges, and answer them with errors in a form of its own.
     path = _PACKAGE / "openapi.yaml"
     return unless_known(send_file(path, mimetype="application/yaml", conditional=False))
 
 
-# Without the slash too, rather than a redirect: Werkzeug's names a host and a scheme, and behind a
-# proxy that ends TLS the scheme would be wrong.
+# /docs without the slash gives the same answer, and no redirect: Werkzeug's names a scheme and a
+# host, and behind a proxy that ends TLS the scheme would be wrong.
 @docs.get("/docs/", strict_slashes=False)
 def show_page() -> Response:
     response = unless_known(send_file(_PAGE / "index.html", conditional=False))

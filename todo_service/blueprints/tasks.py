@@ -46,14 +46,15 @@ from todo_service.schemas import (
 )
 from todo_service.task import ANY_VERSION, Position, Task, Versions, version_at, version_of
 
-# A page ends where its JSON reaches this many bytes: a slow client makes the service hold one page.
+# A page ends where its JSON reaches this many bytes: the service holds it in memory for as long as
+# a slow client takes to read it.
 _PAGE_BYTES = 1024 * 1024
-# The pieces of a list that is streamed: tasks and bytes. Of a piece, three copies are held for a
-# moment: the page, what is handed to gunicorn, and the chunk that gunicorn makes of it.
+# A piece of a streamed list has at most this many tasks, and about this many bytes. It is in memory
+# three times for a moment: as the page, as what gunicorn is given, and as the chunk that it sends.
 _PIECE_TASKS = 500
 _PIECE_BYTES = 256 * 1024
 
-# The views that take parameters in the query, as their argument `query`. All others take none.
+# The views that take parameters in the query, as their argument `query`. All others refuse any.
 _QUERIES = {
     "tasks.list_tasks": LIST_QUERY,
     "tasks.list_changes": CHANGES_QUERY,
@@ -66,10 +67,11 @@ tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 @tasks.before_request
 def read_arguments() -> Response | None:
-    """Give the views a number and a query.
+    """Give the views the task's id as a number, and the query, parsed.
 
-    A bad one is a 400, but only after token and owner were checked. And not for OPTIONS: a browser
-    sends it with path and query of the request to come, whose answer says what is wrong with them.
+    What is wrong with them is a 400, but only after token and owner were checked. OPTIONS accepts
+    anything: a browser sends it with the path and query of the request that it is going to make,
+    and the answer to that says what is wrong.
     """
     if request.method == "OPTIONS":
         return _answer_options()
@@ -131,7 +133,7 @@ def list_changes(user_id: str, query: Mapping[str, Any]) -> Response:
         )
         if len(body) <= 1.25 * _PAGE_BYTES or limit == 1:
             return respond_encoded(body)
-        # Texts full of what JSON escapes: up to six times as long here as in the database.
+        # The texts hold much that JSON escapes: here they can be six times as long as there.
         count = len(changes.tasks) + len(changes.deleted)
         limit = max(1, count * _PAGE_BYTES // len(body))
 
@@ -227,15 +229,15 @@ def delete_task(user_id: str, task_id: int) -> Response:
 
 
 def _tag(response: Response, clock: datetime | None) -> Response:
-    """A list's tag: weak, because the same tasks may come in other pieces; new with each change of
-    any of the user's tasks."""
+    """Set a list's ETag, a new one after every change of any of the user's tasks. It is weak: the
+    same tasks may be split into pages differently."""
     version = version_at(clock) if clock else "0"
     response.set_etag(f"{version}-{crc32(request.query_string):x}", weak=True)
     return response
 
 
 def _refuse_fields() -> None:
-    """For a path that says it all: a body that asks for something else must not be ignored."""
+    """The path says what to do. A body that asks for something else must not be ignored."""
     body = read_body(PATCH_TYPES, required=False)
     if body:
         NO_FIELDS.load(body)
@@ -250,7 +252,7 @@ def _update(user_id: str, task_id: int, changes: dict[str, Any]) -> Response:
 
 
 def _refuse(user_id: str, task_id: int, versions: Versions) -> NoReturn:
-    """Nothing was changed: there is no such task, or it is of a version that was not meant."""
+    """Say why nothing was changed: there is no such task, or its version is not one to change."""
     task = None if versions == ANY_VERSION else store.get_task(user_id, task_id)
     if task is None:
         raise NotFound("Task not found")
@@ -276,12 +278,13 @@ def _read_page(
     user_id: str, limit: int, size: int, after: Position | None, status: str | None
 ) -> _Page:
     """At most `limit` tasks, and about `size` bytes of JSON, but one task at least."""
-    # One more than wanted tells whether there is more.
+    # One task more than wanted shows whether there are more.
     clock, rows = store.list_tasks(user_id, limit=limit + 1, size=size, after=after, status=status)
     shown = rows[:limit]
     body = encode(shown)
     while len(body) >= size and len(shown) > 1:
-        # Whatever the statement left out comes after the last row, which is left for the next page.
+        # Leave at least the last row for the next page: the statement may have left out more, and
+        # that comes after it.
         fitting = len(shown) * size // len(body)
         shown = shown[: max(1, min(fitting, len(shown) - 1))]
         body = encode(shown)
@@ -297,7 +300,7 @@ def _next_page(user_id: str, query: Mapping[str, Any], last: Position | None) ->
 
 
 def _path(endpoint: str, **values: Any) -> str:
-    """url_for, with the mount's name percent-encoded too, as a header needs it."""
+    """url_for, with the path of a mount percent-encoded too: a header holds ASCII only."""
     return iri_to_uri(url_for(endpoint, **values))
 
 

@@ -3,6 +3,6 @@ SwaggerUIBundle({
   url: '/openapi.yaml',
   dom_id: '#swagger-ui',
   deepLinking: true,
-  // Otherwise the page shows a badge that it asks validator.swagger.io for.
+  // Otherwise the page asks validator.swagger.io for a badge.
   validatorUrl: null,
 });
