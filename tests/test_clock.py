@@ -15,14 +15,23 @@ from todo_service import store
 from todo_service.database import SQL
 from todo_service.store import Mark, Task
 
-# Each write as the store sends it, for a task of a user.
-WRITES: dict[str, Callable[[str, int], tuple]] = {
+# Each write as the store sends it, for a task of a user, or for all tasks of its status.
+WRITES: dict[str, Callable[[str, Task], tuple]] = {
     "create_task": lambda user, _: (user, user, "late", None, "incomplete", None, None),
+    "create_tasks": lambda user, _: (
+        *(user, ["late"], [None], ["incomplete"]),
+        *(user, None, None, user),
+    ),
     "update_task": lambda user, task: (
         *(user, "late", False, None, None),
-        *(user, task, None, None, None),
+        *(user, task["id"], None, None, None),
     ),
-    "delete_task": lambda user, task: (user, user, task, None, None, None, user, user, user),
+    "update_tasks": lambda user, task: (user, task["status"], user, task["status"]),
+    "delete_task": lambda user, task: (
+        *(user, user, task["id"], None, None, None),
+        *(user, user, user),
+    ),
+    "delete_tasks": lambda user, task: (user, user, task["status"], user, user, user),
 }
 
 
@@ -37,8 +46,10 @@ def user() -> str:
     return f"user-{uuid4()}"
 
 
-def create(user: str, title: str = "x", description: str | None = None) -> Task:
-    created = store.create_task(user, title=title, description=description, status="incomplete")
+def create(
+    user: str, title: str = "x", description: str | None = None, status: str = "incomplete"
+) -> Task:
+    created = store.create_task(user, title=title, description=description, status=status)
     assert created is not None
     return created[0]
 
@@ -177,14 +188,14 @@ def test_a_page_of_long_tasks_ends_earlier_and_says_that_there_is_more(user: str
 def write(connection: psycopg.Connection, name: str, user: str, task: Task) -> None:
     """Run a statement of the store on a connection of the test's own."""
     statement = (SQL / "queries" / f"{name}.sql").read_bytes()
-    assert connection.execute(statement, WRITES[name](user, task["id"])).fetchone()
+    assert connection.execute(statement, WRITES[name](user, task)).fetchone()
 
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_change_is_never_found_before_one_that_was_seen(
     user: str, connection: psycopg.Connection, name: str
 ) -> None:
-    task, other = create(user), create(user)
+    task, other = create(user), create(user, status="complete")
     with connection.transaction():
         connection.execute("SELECT")  # begun, so now() stands still from here on
         update(user, other, "seen")
@@ -201,7 +212,7 @@ def test_a_change_is_never_found_before_one_that_was_seen(
 def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
     user: str, database_url: str, connection: psycopg.Connection, first: str, second: str
 ) -> None:
-    one, two = create(user), create(user)
+    one, two = create(user), create(user, status="complete")
     start = store.list_changes(user, limit=100).mark
     with (
         psycopg.connect(database_url, autocommit=True) as waiting,
@@ -218,7 +229,7 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
         holding.commit()
         written.result(10)
 
-    expected = {"create_task": None, "update_task": one["id"], "delete_task": one["id"]}[first]
+    expected = None if first.startswith("create") else one["id"]
     page = store.list_changes(user, limit=1, after=start)
     assert page.more
     if expected is not None:

@@ -1,5 +1,6 @@
 -- Give all tasks of one status another one; the row that comes back says how many there were.
 -- The owner's clock moves first, as in create_task; updated_at as in update_task.
+-- Tasks that get this status while it waits for the owner's row are not among them.
 -- Parameters: user_id, new status, user_id, status.
 WITH owner AS (
     UPDATE users
