@@ -79,6 +79,7 @@ def after_call(
     _: schemathesis.HookContext, case: schemathesis.Case, response: schemathesis.Response
 ) -> None:
     if response.status_code == 201:
-        created.add(response.json()["id"])
+        answer = response.json()
+        created.update(task["id"] for task in (answer if isinstance(answer, list) else [answer]))
     if response.status_code == 200 and case.path.endswith("/changes") and is_valid(case):
         cursors.add(response.json()["cursor"])

@@ -83,3 +83,26 @@ def test_a_generated_client_creates_lists_completes_deletes_and_follows_a_task(
 
         later = changes.sync(alice.id, client=client, limit=10, cursor=first.cursor)
         assert (later.tasks, later.deleted, later.more) == ([], [task.id], False)
+
+
+def test_a_generated_client_creates_completes_and_clears_many_tasks(
+    package: str, server: str, alice: User
+) -> None:
+    models = importlib.import_module(f"{package}.models")
+    create, update, delete = (
+        importlib.import_module(f"{package}.api.tasks.{operation}")
+        for operation in ("create_task", "update_tasks", "delete_tasks")
+    )
+    complete, incomplete = models.Status.COMPLETE, models.Status.INCOMPLETE
+
+    with importlib.import_module(package).AuthenticatedClient(server, sign(alice.id)) as client:
+        body = [models.NewTask("Buy milk"), models.NewTask("Call", status=complete)]
+        tasks = create.sync(alice.id, client=client, body=body)
+        assert [task.title for task in tasks] == ["Buy milk", "Call"]
+        refused = create.sync(alice.id, client=client, body=[*body, models.NewTask("")])
+        assert refused.error == "Item 2: Title is required"
+
+        change = models.StatusChange(complete)
+        updated = update.sync(alice.id, client=client, body=change, status=incomplete)
+        assert updated.updated == 1
+        assert delete.sync(alice.id, client=client, status=complete).deleted == 2

@@ -162,6 +162,36 @@ def test_a_locked_row_is_a_503_at_the_statement_timeout_and_stops_no_other_user(
     assert alice.put(alice.path(task), json={"title": "x"}).status_code == 200
 
 
+@pytest.mark.parametrize(("method", "body"), [("PATCH", {"status": "complete"}), ("DELETE", None)])
+def test_a_change_of_all_tasks_that_takes_too_long_is_a_503_and_changes_none(
+    cluster: Cluster,
+    serve: Serve,
+    new_user_at: Callable[[Server], User],
+    method: str,
+    body: object,
+) -> None:
+    server = serve(DB_STATEMENT_TIMEOUT="1")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    tasks = alice.post(alice.tasks, json=[{"title": "x"}] * 100).json()
+    changes = f"{alice.tasks}/changes"
+    before = alice.get(alice.tasks), alice.get(changes).json()
+
+    def change_all() -> httpx.Response:
+        return alice.request(method, f"{alice.tasks}?status=incomplete", json=body)
+
+    with psycopg.connect(cluster.url) as locker:
+        # It comes to this one last.
+        locker.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (tasks[-1]["id"],))
+        assert_unavailable(change_all())
+
+    after = alice.get(alice.tasks)
+    assert (after.json(), after.headers["ETag"]) == (before[0].json(), before[0].headers["ETag"])
+    assert alice.get(changes).json()["tasks"] == before[1]["tasks"]
+    assert alice.get(changes).json()["deleted"] == []
+    assert list(change_all().json().values()) == [100]
+
+
 def test_it_boots_without_a_database_and_without_a_schema(
     cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
 ) -> None:
