@@ -21,7 +21,7 @@ from todo_service.tokens import LEEWAY
 
 _LIMIT = 5.0  # seconds that a statement may take
 
-_ROUNDS = 10  # in which two connections are compared: a busy pooler may keep them apart at first
+_ROUNDS = 10  # of comparing two connections: a busy pooler may keep them apart in the first ones
 
 _CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
 
@@ -138,7 +138,7 @@ def check_server(session: Session) -> str:
 
 
 def check_pooler(session: Session) -> str:
-    """By behaviour. In transaction mode, several connections get to the same server process."""
+    """Tell a pooler by what it does: in transaction mode, connections share a server process."""
     try:
         another = connect(session.conninfo)
     except psycopg.Error as error:
@@ -170,7 +170,7 @@ def check_pooler(session: Session) -> str:
 
 
 def server_process(connection: Connection) -> int:
-    """The process that answers; what a pooler says at the start of a connection is made up."""
+    """The server process that answers. The id that a pooler sends at the start is not real."""
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     assert row is not None
     return int(row[0])
@@ -195,7 +195,7 @@ def check_schema(session: Session) -> str:
 
 
 def check_connections(session: Session) -> str:
-    """Of one group of workers, against what the server, the database and the role grant."""
+    """Compare what one group of workers may open with what server, database and role allow."""
     settings = session.settings
     workers, size = settings.web_concurrency, settings.db_pool_size
     wanted = f"{workers} workers x {size} = {workers * size}"
@@ -233,7 +233,7 @@ def check_clock(session: Session) -> str:
     after = time.time()
     ahead = (before + after) / 2 - there
     text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
-    # What the answer took on its way may be any part of the difference.
+    # The way of the query and of its answer may explain that much of the difference.
     if abs(ahead) - (after - before) / 2 > LEEWAY:
         raise Wrong(f"{text}. Tokens are forgiven {LEEWAY:.0f} s. Set both by NTP")
     return text

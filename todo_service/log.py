@@ -1,5 +1,5 @@
-"""The log: a line an event, key=value or JSON, from the time to the request's id; and what
-identifies a request, which every response carries too."""
+"""The log, in which every event is a line of key=value or JSON; and the id of a request, which is
+in its lines and in its response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+")
 # https://www.w3.org/TR/trace-context-1/#traceparent-header: version, trace id, parent id and flags.
-# A version to come may append more; ff is none, and 00 has no more.
+# A later version may append more, 00 may not; ff is not a version.
 _TRACEPARENT = re.compile(
     "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
@@ -29,7 +29,7 @@ _SHOWN = 256  # characters of a path's user id; it can be as long as a request l
 
 _FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
 _FIELDS = re.compile(rf"{_FIELD.pattern}(?: {_FIELD.pattern})*")
-# Not whatever looks like one: a user's id, a request's and an SQLSTATE may be all digits.
+# By name, because a user id, a request id and an SQLSTATE may consist of digits, too.
 _NUMBERS = frozenset({"status", "ms", "db_ms", "pool_ms", "pid"})
 
 requests = logging.getLogger("todo_service.requests")
@@ -97,7 +97,7 @@ class RequestIdFilter(logging.Filter):
 
 @dataclass(slots=True)
 class Trace:
-    """What is noted of a request on its way, for its headers and its line in the log."""
+    """What is noted about a request, for the headers of its response and its line in the log."""
 
     request_id: str = "-"
     started: float = field(default_factory=time.perf_counter)
@@ -131,7 +131,7 @@ def finish(response: Response) -> Response:
     elapsed = (time.perf_counter() - trace.started) * 1000
     database, pool_wait = trace.database_time * 1000, trace.pool_wait * 1000
     headers = response.headers
-    # add, not set, which looks for an earlier value: nobody else sends these.
+    # add, because set would look for an earlier value, and nothing else sets these.
     headers.add("X-Request-ID", trace.request_id)
     headers.add("X-Content-Type-Options", "nosniff")
     # https://www.w3.org/TR/server-timing/
@@ -161,8 +161,8 @@ def finish(response: Response) -> Response:
 def _write_request_line(message: str, request_id: str) -> None:
     """The one line that every request leaves, at level INFO.
 
-    Where `configure` has set up the log as key=value, it is written past the logging package, in
-    the same form: a record costs a request more than a twentieth of its time.
+    If `configure` has set up the log as key=value, the line is written directly, in the same form:
+    a record of the logging package takes more than a twentieth of a request's time.
     """
     if not _write_directly:
         requests.info(message)
@@ -172,7 +172,7 @@ def _write_request_line(message: str, request_id: str) -> None:
         try:
             sys.stderr.write(f"{line}\n")
         except (AttributeError, OSError, ValueError):
-            return  # There is no standard error, or nobody reads it: no other place to say so.
+            return  # There is no standard error, or nobody reads it, and no other place to say so.
 
 
 @lru_cache(maxsize=1)

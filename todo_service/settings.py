@@ -129,7 +129,7 @@ def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
     origins = tuple(part.strip() for part in env.get("CORS_ORIGINS", "").split(",") if part.strip())
     for origin in origins:
         # Only what a browser would send (https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin):
-        # another spelling of the same origin would never match, and nobody would be told.
+        # another spelling of the same origin would never match, and nothing would say why.
         parts = _split_url("CORS_ORIGINS", origin)
         port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
         host = parts.hostname or ""

@@ -1,8 +1,8 @@
 -- Several tasks at once, all or none, and their owner's row if these are the owner's first tasks.
--- The clock moves once, as in create_task: the tasks of one array share an instant, and nothing else of
--- the user has it. So the key stands on the first task only. A key that the user has used before yields
--- that task alone, counted as a replay, or no row if the digest of the request differs; the others
--- follow only where the first is new.
+-- The clock moves once, as in create_task: the tasks of one array have the same created_at, which no other
+-- task of the user has. So only the first task needs the key. For a key that the user has used before, only
+-- that task is returned, counted as a replay, or no row if the digest of the request differs. The others
+-- are inserted only if the first is new.
 -- Parameters: user_id, titles, descriptions, statuses, user_id, idempotency key, request digest, user_id.
 WITH owner AS (
     INSERT INTO users (id, changed_at)

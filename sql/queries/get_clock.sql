@@ -1,4 +1,4 @@
--- When anything of a user last changed, for clients that ask whether anything has; no row: never.
+-- When any task of a user last changed, for clients that ask whether something has. No row: never.
 -- Parameters: user_id.
 SELECT changed_at
 FROM users

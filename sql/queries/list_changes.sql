@@ -1,10 +1,11 @@
 -- What changed for a user after a place, oldest first; a place is the time of a change and the id of its
 -- task. A change is the task as it is now, or the id of a deleted one with null for its title.
--- One change more than fits the page is read, to tell whether there is more. The page ends early where
--- its texts are longer than they may be; octet_length looks at no text for that.
--- Every row begins with what tells whether the place still holds: when the owner's row was made, the time,
--- and whether the place is later than all that is known of the user: the clock, and what somebody dated
--- later by hand. A user without changes is one row of these; a user without a row is none.
+-- One change more than the page may have is read, to see whether there are more. The page ends early when
+-- its texts are too long; octet_length() knows their size without reading them.
+-- Every row begins with three columns that say whether the place is still good: when the owner's row was
+-- made, the present time, and whether the place is later than everything known of the user (the clock, and
+-- what somebody dated later by hand). A user without changes has one row with these alone; a user without a
+-- row in users has none.
 -- Parameters: user_id, time and id of the place, how many and one more; these four again; how many and
 -- one more; time, user_id, time, user_id, time; how many, how many bytes, user_id.
 WITH page AS (

@@ -1,7 +1,7 @@
--- A user's tasks, newest first, from behind a given one on: so many rows, or fewer when their texts
--- together have more than so many bytes. octet_length() knows the size of a text without reading it.
--- Each row begins with the owner's clock, read in the same instant; a user without tasks is one row of
--- nulls beside it, a user who never had any is none.
+-- A user's tasks after a given one, newest first: at most so many rows, and fewer when their texts together
+-- reach so many bytes. octet_length() knows the size of a text without reading it.
+-- Each row begins with the owner's clock, read at the same instant. A user without tasks has one row, with
+-- the clock and nulls; a user who never had any has no row.
 -- Parameters: user_id, created_at and id of the task last seen ('infinity' to start), how many,
 -- bytes, user_id.
 SELECT

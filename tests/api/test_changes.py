@@ -31,6 +31,7 @@ def walk(user: User, cursor: str | None = None, **query: object) -> Iterator[dic
     more = True
     while more:
         page = changes(user, **query, **({"cursor": cursor} if cursor else {}))
+        assert page["cursor"] != cursor or not page["more"], "it goes round in circles"
         yield page
         cursor, more = page["cursor"], page["more"]
 

@@ -84,6 +84,7 @@ class Copy:
         page = answer.json()
         count = len(page["tasks"]) + len(page["deleted"])
         assert count == limit or (count < limit and not page["more"])
+        assert page["cursor"] != self.cursor or not page["more"]
         self.tasks.update((task["id"], task) for task in page["tasks"])
         for task_id in page["deleted"]:
             self.tasks.pop(task_id, None)

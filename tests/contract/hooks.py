@@ -15,12 +15,16 @@ from urllib.parse import unquote
 import schemathesis
 
 from tests.conftest import User, sign
-from todo_service.schemas import Cursor
-from todo_service.store import Position
+from todo_service.schemas import ChangesCursor, Cursor
+from todo_service.task import Position
 
 user = User(os.environ["SCHEMATHESIS_SERVER"], os.environ["SCHEMATHESIS_USER"])
 # Newer than any task, so that the page behind it holds the newest ones.
 CURSOR = Cursor.encode(Position(datetime(9000, 1, 1, tzinfo=UTC), 1))
+# The changes from the first one on.
+BEGINNING = ChangesCursor.encode(None)
+# The cursors of changes so far. A sequence of requests goes on from one of them.
+cursors: set[str] = set()
 # The ids of all tasks so far. A sequence of requests goes on with one of them, deleted or not.
 created: set[object] = set()
 TAG = re.compile('"[0-9a-f]{10,}"')
@@ -52,7 +56,10 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, kwargs: An
     if not is_valid(case):
         return
     if "cursor" in case.query:
-        case.query["cursor"] = CURSOR
+        if not case.path.endswith("/changes"):
+            case.query["cursor"] = CURSOR
+        elif str(case.query["cursor"]) not in cursors:
+            case.query["cursor"] = BEGINNING
     if "task_id" not in case.path_parameters:
         return
     tag = case.headers.get("If-Match", "")
@@ -74,3 +81,5 @@ def after_call(
     if response.status_code == 201:
         answer = response.json()
         created.update(task["id"] for task in (answer if isinstance(answer, list) else [answer]))
+    if response.status_code == 200 and case.path.endswith("/changes") and is_valid(case):
+        cursors.add(response.json()["cursor"])

@@ -172,6 +172,8 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
 
     assert (task_id["minimum"], task_id["maximum"]) == (1, routing.MAX_ID)
     assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
+    of_changes = components["parameters"]["ChangesLimit"]["schema"]
+    assert of_changes == limit | {"default": schemas.CHANGES_QUERY.fields["limit"].load_default}
     assert user_id["maxLength"] == auth.USER_ID_BYTES
     assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]
     low, high = bounds(check(connection, "tasks_idempotency_key_length_check"))
@@ -255,6 +257,7 @@ def assert_exact(document: dict[str, Any], schema: dict[str, Any], value: Any) -
 def test_the_service_sends_what_is_documented_and_no_more(
     document: dict[str, Any], alice: User
 ) -> None:
+    alice.delete(alice.path(alice.create()))
     task = alice.path(alice.create())
     answers = {
         "listTasks": alice.get(alice.tasks),
@@ -266,6 +269,7 @@ def test_the_service_sends_what_is_documented_and_no_more(
         "updateTask": alice.patch(task, json={"title": "x"}),
         "completeTask": alice.patch(f"{task}/complete"),
         "reopenTask": alice.patch(f"{task}/incomplete"),
+        "listChanges": alice.get(f"{alice.tasks}/changes"),
         "getIndex": alice.get("/"),
         "getHealth": alice.get("/health"),
         "getReadiness": alice.get("/ready"),

@@ -43,14 +43,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "generated_client"
 
 
-def test_a_generated_client_creates_lists_completes_and_deletes_a_task(
+def test_a_generated_client_creates_lists_completes_deletes_and_follows_a_task(
     package: str, server: str, alice: User
 ) -> None:
     models = importlib.import_module(f"{package}.models")
-    create, listing, complete, update, delete, get = (
+    create, listing, complete, update, delete, get, changes = (
         importlib.import_module(f"{package}.api.tasks.{operation}")
         for operation in (
             "create_task", "list_tasks", "complete_task", "update_task", "delete_task", "get_task",
+            "list_changes",
         )
     )  # fmt: skip
 
@@ -64,18 +65,24 @@ def test_a_generated_client_creates_lists_completes_and_deletes_a_task(
         assert completed.parsed.status == models.Status.COMPLETE
         assert listing.sync(alice.id, client=client, status=models.Status.INCOMPLETE) == []
 
-        changes = {
+        first = changes.sync(alice.id, client=client)
+        assert (first.tasks, first.deleted, first.more) == ([completed.parsed], [], False)
+
+        change = {
             "body": models.TaskChanges(description="Two litres"),
             "if_match": completed.headers["ETag"],
         }
-        updated = update.sync_detailed(alice.id, task.id, client=client, **changes)
+        updated = update.sync_detailed(alice.id, task.id, client=client, **change)
         assert (updated.status_code, updated.parsed.description) == (200, "Two litres")
-        again = update.sync_detailed(alice.id, task.id, client=client, **changes)
+        again = update.sync_detailed(alice.id, task.id, client=client, **change)
         assert (again.status_code, again.parsed.error) == (412, "Task was modified")
 
         deleted = delete.sync_detailed(alice.id, task.id, client=client)
         assert deleted.status_code == 204
         assert get.sync(alice.id, task.id, client=client).error == "Task not found"
+
+        later = changes.sync(alice.id, client=client, limit=10, cursor=first.cursor)
+        assert (later.tasks, later.deleted, later.more) == ([], [task.id], False)
 
 
 def test_a_generated_client_creates_completes_and_clears_many_tasks(

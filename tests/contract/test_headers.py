@@ -22,6 +22,8 @@ def answers(alice: User, headers: dict[str, str]) -> dict[str, httpx.Response]:
         return {
             "list": alice.get(alice.tasks, headers=headers),
             "page": alice.get(f"{alice.tasks}?limit=1", headers=headers),
+            "list not modified": alice.get(alice.tasks, headers=headers | {"If-None-Match": "*"}),
+            "changes": alice.get(f"{alice.tasks}/changes", headers=headers),
             "created": alice.post(alice.tasks, json={"title": "x"}, headers=headers),
             "task": alice.get(path, headers=headers),
             "head": alice.head(path, headers=headers),

@@ -219,6 +219,7 @@ class Copy:
             return False
         self.pages += 1
         page = answer.json()
+        assert page["cursor"] != self.cursor or not page["more"]
         for task in page["tasks"]:
             if self.seen and place_of(task) <= place_of(self.seen[-1]):
                 self.faults.append(f"{task} came after {self.seen[-1]}")
