@@ -13,6 +13,7 @@ from bench import data
 from bench.load import Invalid, Load
 from bench.trees import ROOT
 from bench.workloads import WORKLOADS
+from todo_service.schemas import MAX_TASKS
 
 # As many as the service's two workers have in their pools.
 _CLIENTS = 8
@@ -24,6 +25,12 @@ _TITLE = f"'{data.title(0)}'"
 _DESCRIPTION = f"'{data.DESCRIPTION}'"
 # When the last task was made.
 _LAST = f"'{data.FIRST_TIME + timedelta(seconds=data.USERS * data.TASKS_EACH)}'"
+
+
+def _array(text: str) -> str:
+    return f"array_fill({text}::text, ARRAY[{MAX_TASKS}])"
+
+
 _STATEMENTS = {
     "get one": ("get_task", [":user", ":id"]),
     "list 100": (
@@ -33,6 +40,14 @@ _STATEMENTS = {
     "create": (
         "create_task",
         [":user", ":user", _TITLE, _DESCRIPTION, "'incomplete'", "NULL", "NULL"],
+    ),
+    "create 100": (
+        "create_tasks",
+        [
+            ":user",
+            *(_array(text) for text in (_TITLE, _DESCRIPTION, "'incomplete'")),
+            *(":user", "NULL", "NULL", ":user"),
+        ],
     ),
     "update": (
         "update_task",

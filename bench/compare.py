@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench import data, proc
 from bench.ceiling import Ceiling
 from bench.competitors import Server
-from bench.workloads import WORKLOADS, writes
+from bench.workloads import WORKLOADS, weight, writes
 
 Competitor = Server | Ceiling
 
@@ -77,12 +77,13 @@ class Comparison:
         app = proc.cpu_seconds(competitor.pid)
         database = proc.cpu_seconds(self.postmaster)
         load = competitor.load(workload, seconds)
+        requests = load.requests * weight(workload)
         sample = Sample(
-            load.requests / load.seconds,
+            requests / load.seconds,
             load.p50_ms,
             load.p99_ms,
-            spent(app, proc.cpu_seconds(competitor.pid), load.requests),
-            spent(database, proc.cpu_seconds(self.postmaster), load.requests),
+            spent(app, proc.cpu_seconds(competitor.pid), requests),
+            spent(database, proc.cpu_seconds(self.postmaster), requests),
         )
         if competitor.database is not None and writes(workload):
             # This does not undo all of it: the files of PostgreSQL have grown.
@@ -91,7 +92,7 @@ class Comparison:
         return sample
 
 
-def spent(before: float | None, after: float | None, requests: int) -> float | None:
+def spent(before: float | None, after: float | None, requests: float) -> float | None:
     """Milliseconds per 1,000 requests, which are microseconds per request."""
     if before is None or after is None:
         return None

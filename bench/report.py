@@ -29,6 +29,7 @@ _HEADINGS = (
 )
 _NOTE = (
     "CPU in milliseconds per 1,000 requests, of all processes of the application and of PostgreSQL."
+    ' A request of "create 100" is counted as 100.'
     " Medians over the rounds; ratios are taken within a round, then their median."
 )
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from bench import data
-from todo_service.schemas import ChangesCursor
+from todo_service.schemas import MAX_TASKS, ChangesCursor
 from todo_service.task import Mark
 
 
@@ -34,16 +34,30 @@ class Kind:
     # A header besides the usual ones, and the status without which it has had no effect.
     header: str = ""
     status: int | None = None
+    # As how many requests one is counted.
+    weight: int = 1
 
 
 def _new_task(number: int) -> object:
     return {"title": data.title(number), "description": data.DESCRIPTION}
 
 
+def _new_tasks(number: int) -> object:
+    return [_new_task(number) for _ in range(MAX_TASKS)]
+
+
 KINDS = {
     "get one": Kind("GET", "/{id}"),
     "list 100": Kind("GET", f"?limit={data.TASKS_EACH}"),
     "create": Kind("POST", "", body=_new_task, new=("id", "created_at", "updated_at")),
+    # The same number of tasks as a hundred creates, in one request.
+    "create 100": Kind(
+        "POST",
+        "",
+        body=_new_tasks,
+        new=("id", "created_at", "updated_at"),
+        weight=MAX_TASKS,
+    ),
     "update": Kind(
         "PUT",
         "/{id}",
@@ -67,6 +81,11 @@ WORKLOADS = {
 _LENGTH = 20_000
 
 
+def weight(workload: str) -> float:
+    """As how many requests each of a workload is counted, on average."""
+    return sum(KINDS[kind].weight * share / 100 for kind, share in WORKLOADS[workload].items())
+
+
 def writes(workload: str) -> bool:
     return any(KINDS[kind].method != "GET" for kind in WORKLOADS[workload])
 
@@ -86,8 +105,9 @@ def write_requests(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for workload, shares in WORKLOADS.items():
         dice = random.Random(workload)
-        numbers = dice.sample(range(data.USERS * data.TASKS_EACH), _LENGTH)
-        kinds = dice.choices(list(shares), list(shares.values()), k=_LENGTH)
+        length = round(_LENGTH / weight(workload))
+        numbers = dice.sample(range(data.USERS * data.TASKS_EACH), length)
+        kinds = dice.choices(list(shares), list(shares.values()), k=length)
         files[workload] = folder / f"{workload}.requests"
         with files[workload].open("w") as stream:
             for kind, number in zip(kinds, numbers, strict=True):
