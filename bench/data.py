@@ -28,8 +28,8 @@ TITLE = "Call the plumber about the tap, case "
 DESCRIPTION = "The one in the kitchen. Ask for a morning next week, and what the visit costs."
 
 _SEED_USERS = """
-INSERT INTO users (id)
-SELECT (%s::bigint + number)::text
+INSERT INTO users (id, created_at)
+SELECT (%s::bigint + number)::text, %s
 FROM generate_series(0, %s - 1) AS number
 """
 
@@ -114,7 +114,7 @@ def seed(url: str, users: int = USERS, tasks_each: int = TASKS_EACH) -> None:
         with connection.transaction():
             connection.execute(sql.SQL("TRUNCATE {}").format(everything))
             connection.execute(restart)
-            connection.execute(_SEED_USERS, (FIRST_USER, users))
+            connection.execute(_SEED_USERS, (FIRST_USER, FIRST_TIME, users))
             connection.execute(
                 _SEED_TASKS,
                 (FIRST_USER, users, TITLE, DESCRIPTION, FIRST_TIME, FIRST_TIME, count),

@@ -21,6 +21,7 @@ _TASK = {
     "updated_at": f"{data.FIRST_TIME:%Y-%m-%dT%H:%M:%S.%fZ}",
 }
 # As short as the service writes it.
+NOTHING = b'{"tasks":[],"deleted":[],"cursor":"%s","more":false}' % (b"A" * 56)
 ONE = json.dumps(_TASK, separators=(",", ":")).encode()
 LIST = json.dumps([_TASK] * data.TASKS_EACH, separators=(",", ":")).encode()
 
@@ -41,7 +42,14 @@ def is_alive() -> Response:
 
 @app.get("/api/<user_id>/tasks")
 def list_tasks(user_id: str) -> Response:  # noqa: ARG001
+    if "If-None-Match" in request.headers:
+        return Response(status=304)
     return answer(LIST)
+
+
+@app.get("/api/<user_id>/tasks/changes")
+def list_changes(user_id: str) -> Response:  # noqa: ARG001
+    return answer(NOTHING)
 
 
 @app.post("/api/<user_id>/tasks")

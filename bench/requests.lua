@@ -1,11 +1,16 @@
--- Sends the requests of a file in turn. A line of it is method, path, token and body, between tabs.
+-- Sends the requests of a file in turn. A line of it is method, path, token, another
+-- header and body, between tabs.
 
 local requests, count, last = {}, 0, 0
 
 function init(args)
    for line in io.lines(args[1]) do
-      local method, path, token, body = line:match("^(.-)\t(.-)\t(.-)\t(.*)$")
+      local method, path, token, header, body = line:match("^(.-)\t(.-)\t(.-)\t(.-)\t(.*)$")
       local headers = { ["Authorization"] = "Bearer " .. token }
+      local name, value = header:match("^(.-): (.*)$")
+      if name then
+         headers[name] = value
+      end
       if body == "" then
          body = nil
       else
