@@ -210,8 +210,10 @@ class Database:
         except BaseException as error:
             if not isinstance(error, Exception):
                 # Killed while it waited (Greenlet.kill, gevent.Timeout): its place in the pool's
-                # line stays, and takes a connection for good. Let the pool make one in its stead.
+                # line stays, and takes a connection for good. Let the pool have one more, and make
+                # it now (check) for those who wait already.
                 self.pool.resize(self.pool.min_size, self.pool.max_size + 1)
+                self.pool.check()
             raise
         try:
             yield connection
