@@ -1,11 +1,9 @@
 """Kill requests that wait for a connection, by the thousand, and say what the pool still gives.
 
-Not a test by itself, but what one runs in a process of its own: gevent's patching is for good.
+Not a test by itself: test_database.py runs it in a process of its own, which gevent has patched.
 """
 
-from gevent import monkey
-
-monkey.patch_all()
+from __future__ import annotations
 
 import gc
 import json

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
+import gevent.socket
 import httpx
 import psutil
 import psycopg
@@ -25,6 +27,7 @@ import pytest
 
 from tests.conftest import NO_TLS, Server, sign
 from tests.faults.conftest import serving
+from todo_service.serving.worker import Client, Worker
 
 Serve = Callable[..., Server]
 Measure = Callable[..., None]
@@ -448,6 +451,58 @@ def test_who_was_connected_when_the_stop_began_is_answered(serve: Serve) -> None
 
     assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * 50
     assert server.process.wait(30) == 0
+
+
+def test_a_request_that_comes_while_the_worker_hangs_up_is_answered(serve: Serve) -> None:
+    server = serve(WEB_CONCURRENCY="1")
+    server.wait()
+    (worker,) = workers(server)
+    with connect(server) as late, connect(server) as gone, connect(server) as idle:
+        for connection in (late, gone, idle):
+            connection.sendall(HEALTH)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        server.process.terminate()
+        until(lambda: refuses(server))
+        # The worker has stopped listening. It wakes up when it is time to hang up, and finds a
+        # request, and a connection that was reset.
+        worker.suspend()
+        time.sleep(3)
+        late.sendall(HEALTH)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.close()
+        worker.resume()
+
+        answer = read_to_the_end(late)
+        assert read_to_the_end(idle) == b""
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"Connection: close" in answer
+    assert server.process.wait(10) == 0
+
+
+def refuses(server: Server) -> bool:
+    try:
+        connect(server).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_request_that_comes_in_the_moment_of_hanging_up_is_not_lost() -> None:
+    """By hand, because from outside nobody can hit the moment."""
+    server, client = gevent.socket.socketpair()
+    worker = SimpleNamespace(waiting={}, alive=True, cfg=SimpleNamespace(keepalive=95))
+    patient = Client(server, worker)
+    with client:
+        received = gevent.spawn(patient.recv, 8192)
+        gevent.sleep(0.01)  # until it waits
+
+        client.sendall(HEALTH)
+        Worker.hang_up(worker, patient)  # before the loop has looked at the socket
+
+        assert received.get(timeout=10) == HEALTH
+        assert patient not in worker.waiting
+        assert patient.recv(8192) == b""
+        patient.close()
 
 
 def is_told_to_stop(process: psutil.Process) -> bool:

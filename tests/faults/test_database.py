@@ -286,7 +286,10 @@ def test_requests_that_are_killed_while_they_wait_take_no_connection_with_them(
     cluster: Cluster, measured: Measure
 ) -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "tests.faults.killed_waiters", cluster.url, SECRET],
+        [
+            *(sys.executable, "-m", "gevent.monkey", "--module", "tests.faults.killed_waiters"),
+            *(cluster.url, SECRET),
+        ],
         cwd=ROOT,
         env=ENVIRON,
         capture_output=True,
