@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import socket
+import subprocess
+import sys
 from uuid import uuid4
 
 import jwt
 import psycopg
+import pytest
 from flask.testing import FlaskCliRunner
 
-from tests.conftest import SECRET
+from tests.conftest import ENVIRON, ROOT, SECRET, free_port
 from todo_service import create_app
 from todo_service.settings import Settings
 
@@ -68,3 +72,92 @@ def test_init_db_may_be_repeated(runner: FlaskCliRunner, connection: psycopg.Con
 
     kept = connection.execute("SELECT id FROM users WHERE id = %s", (user_id,)).fetchall()
     assert kept == [(user_id,)]
+
+
+FLASK = "-m", "flask", "--app", "wsgi"
+COMMANDS = {
+    "init-db": (*FLASK, "init-db"),
+    "export": (*FLASK, "export", "nobody"),
+    "erase": (*FLASK, "erase", "nobody", "--yes"),
+    "token": (*FLASK, "token", "alice"),
+    # What `make psql` runs.
+    "psql": ("-c", "import sys; from todo_service import commands; sys.exit(commands.psql())"),
+}
+
+
+def run(command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command as a process of its own, which has to end by itself."""
+    return subprocess.run(
+        [sys.executable, *COMMANDS[command]],
+        cwd=ROOT,
+        env=ENVIRON | {"JWT_SECRET": SECRET} | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_failed_in_one_line(result: subprocess.CompletedProcess[str], reason: str) -> None:
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert reason in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"token"})
+def test_without_a_database_a_command_says_so_in_one_line(command: str) -> None:
+    url = f"postgresql://todo:p4ssw0rd@127.0.0.1:{free_port()}/todo"
+
+    result = run(command, DATABASE_URL=url)
+
+    assert_failed_in_one_line(result, "the database cannot be used: ")
+    assert "p4ssw0rd" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["export", "psql"])
+def test_a_database_that_does_not_answer_is_not_waited_for(command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://todo@127.0.0.1:{silent.getsockname()[1]}/todo"
+
+        result = run(command, DATABASE_URL=url)
+
+    assert_failed_in_one_line(result, "the database cannot be used: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"psql"})
+def test_a_bad_setting_stops_a_command_in_one_line(command: str, database_url: str) -> None:
+    result = run(command, DATABASE_URL=database_url, JWT_SECRET="short")
+
+    assert_failed_in_one_line(result, "todo-service cannot start: JWT_SECRET must ")
+
+
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"token"})
+def test_a_url_that_is_none_is_not_quoted(command: str) -> None:
+    result = run(command, DATABASE_URL="postgresql://todo:p4ss w0rd@[db/todo")
+
+    assert_failed_in_one_line(result, "DATABASE_URL is not a valid PostgreSQL connection URL")
+    assert "w0rd" not in result.stderr
+
+
+def test_a_token_needs_no_database() -> None:
+    result = run("token", DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/todo")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert jwt.decode(result.stdout.strip(), SECRET, ["HS256"])["sub"] == "alice"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("init-db", "The schema is in place.\n"),
+        ("export", "Exported tasks: 0\n"),
+        ("erase", "Error: there is no user 'nobody'\n"),
+    ],
+)
+def test_a_command_that_has_used_the_database_ends_without_another_word(
+    database_url: str, command: str, said: str
+) -> None:
+    """Connections that are left open would keep it for 20 seconds, and make it complain."""
+    result = run(command, DATABASE_URL=database_url)
+
+    assert result.stdout + result.stderr == said

@@ -213,8 +213,10 @@ class Database:
         except BaseException as error:
             if not isinstance(error, Exception):
                 # The request was killed while it waited (Greenlet.kill, gevent.Timeout). The pool
-                # still gives it a connection, which is then lost. Let it make one more.
+                # still gives it a connection, which is then lost. Let the pool have one more, and
+                # make it now (check) for those who wait already.
                 self.pool.resize(self.pool.min_size, self.pool.max_size + 1)
+                self.pool.check()
             raise
         try:
             yield connection

@@ -46,6 +46,8 @@ def start(alice: User, method: str = "POST") -> bytes:
         b"GET /health HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\n folded: 1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
         b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
         b"GET /health HTTP/1.1\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
         b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
@@ -60,6 +62,95 @@ def test_what_is_not_http_gets_a_json_error(alice: User, request_head: bytes) ->
     assert headers["content-type"] == "application/json"
     assert headers["x-request-id"]
     assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z0-9, -]+\"\}", body.decode())
+
+
+def test_http_1_0_needs_no_host(alice: User) -> None:
+    status, headers, _ = send(alice, b"GET /health HTTP/1.0\r\n\r\n")
+
+    assert (status, headers["connection"]) == (200, "close")
+
+
+def head_of(size: int) -> bytes:
+    """A head of so many bytes, each field of which is within its own limit."""
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    while (left := size - len(head) - 2) > 8000:
+        head += b"X: " + b"x" * 3995 + b"\r\n"
+    return head + b"X: " + b"x" * (left - 5) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("packet", [1, 4096, 2**20])
+def test_a_head_has_32_kib_at_most(alice: User, packet: int) -> None:
+    address = alice.base_url.host, alice.base_url.port
+    for size, status in ((2**15, b"200"), (2**15 + 1, b"431")):
+        with socket.create_connection(address, 10) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            head = head_of(size)
+            for start in range(0, size, packet):
+                connection.sendall(head[start : start + packet])
+            answer = connection.recv(65536)
+            while b"}" not in answer:
+                answer += connection.recv(65536)
+
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head[9:12] == status
+        assert b"Content-Type: application/json" in head
+        assert list(json.loads(body)) == [{b"200": "status", b"431": "error"}[status]]
+
+
+@pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
+def test_a_hundred_tags_are_looked_at_and_no_more(alice: User, name: str) -> None:
+    task = alice.create()
+    tag = alice.get(alice.path(task)).headers["ETag"]
+    method, found = ("PUT", 200) if name == "If-Match" else ("GET", 304)
+
+    def ask(count: int) -> httpx.Response:
+        tags = ",".join(['"x"'] * (count - 1) + [tag])
+        body = {"title": "x"} if method == "PUT" else None
+        return alice.request(method, alice.path(task), headers={name: tags}, json=body)
+
+    assert ask(100).status_code == found
+    answer = ask(101)
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": f"{name} must list at most 100 tags"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"), [("identity", 201), ("IDENTITY", 201), ("Identity", 201), ("gzip", 415)]
+)
+def test_a_content_coding_is_read_in_any_letter_case(alice: User, coding: str, status: int) -> None:
+    answer = alice.post(alice.tasks, json={"title": "x"}, headers={"Content-Encoding": coding})
+
+    assert answer.status_code == status
+
+
+BIG = b"x" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GARBAGE\r\n\r\n" + BIG, 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: 1\r\n" * 500_000, 431),
+        (b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + BIG, 405),
+        (
+            b"POST /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            b"Content-Length: 3000000\r\n\r\n" + BIG,
+            405,
+        ),
+        (
+            b"POST /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n2dc6c0\r\n" + BIG + b"\r\n0\r\n\r\n",
+            405,
+        ),
+    ],
+    ids=["no HTTP", "too many fields", "a body", "a last body", "a last chunk"],
+)
+def test_who_sends_all_of_it_before_reading_gets_the_answer(
+    alice: User, sent: bytes, status: int
+) -> None:
+    assert send(alice, sent)[0] == status
 
 
 def test_a_body_announced_too_large_is_refused_before_it_is_sent(alice: User) -> None:

@@ -88,14 +88,13 @@ def cluster() -> Iterator[Cluster]:
             cluster.stop("immediate")
 
 
-@pytest.fixture
-def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start gunicorn with two workers on the cluster; variables can be added."""
+def serving(database_url: str, folder: Path) -> Iterator[Callable[..., Server]]:
+    """Start gunicorn with two workers on the database; variables can be added."""
     servers: list[Server] = []
 
     def start(**environ: str) -> Server:
-        defaults = {"DATABASE_URL": cluster.url, "JWT_SECRET": SECRET, "WEB_CONCURRENCY": "2"}
-        servers.append(Server(tmp_path / "log", **defaults | environ))
+        defaults = {"DATABASE_URL": database_url, "JWT_SECRET": SECRET, "WEB_CONCURRENCY": "2"}
+        servers.append(Server(folder / "log", **defaults | environ))
         return servers[-1]
 
     yield start
@@ -105,6 +104,11 @@ def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Server]]:
         # Whatever was broken: an answer, never a traceback.
         log = server.log.read_text()
         assert server.may_log_a_traceback or "Traceback" not in log, log
+
+
+@pytest.fixture
+def serve(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    yield from serving(cluster.url, tmp_path)
 
 
 @dataclass

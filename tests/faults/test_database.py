@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import Server, User
+from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
 from tests.faults.conftest import Cluster, Load
 from tests.test_doctor import Report
 from todo_service.database import apply_schema
@@ -318,3 +321,49 @@ def test_the_doctor_gives_a_server_up_that_falls_silent_under_it(
     assert report.wrong() == ["pooler", "schema"]
     assert report["schema"].startswith("wrong no answer from the server in time")
     assert list(report) == ["database", "pooler", "schema", "keys", "CORS_ORIGINS"]
+
+
+def test_a_column_that_gets_another_type_under_load_fails_no_request(
+    cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
+) -> None:
+    server = serve(WEB_CONCURRENCY="1")
+    server.wait("/ready")
+    alice = new_user_at(server)
+    task = alice.create()
+    load = Load(server)
+
+    def read(_: int) -> int:
+        return alice.get(alice.path(task)).status_code
+
+    with load.running(), ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(80))) == {200}  # each connection has it prepared
+        for column in ("varchar(255)", "text"):
+            cluster.execute(f"ALTER TABLE tasks ALTER COLUMN title TYPE {column}")
+            assert set(pool.map(read, range(80))) == {200}
+
+    measured(acknowledged=len(load.acknowledged))
+    assert load.statuses() == {201}
+    assert load.dropped == []
+    assert not load.check(cluster)
+
+
+def test_requests_that_are_killed_while_they_wait_take_no_connection_with_them(
+    cluster: Cluster, measured: Measure
+) -> None:
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "gevent.monkey", "--module", "tests.faults.killed_waiters"),
+            *(cluster.url, SECRET),
+        ],
+        cwd=ROOT,
+        env=ENVIRON,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert process.returncode == 0, process.stderr
+    outcome = json.loads(process.stdout)
+    measured(**outcome)
+    assert outcome["killed"] > 1000
+    assert (outcome["at_once"], outcome["connections"]) == (4, 4)
