@@ -178,12 +178,14 @@ class Database:
         try:
             return self._run(query, parameters, limit)
         except psycopg.errors.FeatureNotSupported:
-            # "cached plan must not change result type": a column has another type since the
-            # statement was prepared. It has not run. New connections prepare it anew.
-            self.pool.drain()
+            # "cached plan must not change result type": a column has got another type since the
+            # statement was prepared. The statement has not run. New connections prepare it anew.
+            pass
         except psycopg.OperationalError as error:
             if not (repeatable and _went_away(error)):
                 raise
+        # The other connections are like this one, or about to be.
+        self.pool.drain()
         return self._run(query, parameters, limit)
 
     def _run(

@@ -1,6 +1,6 @@
 """gunicorn's gevent worker, for clients that stall, never pause, or are many.
 
-Each method names the tests that fail without it. SECURITY.md has the limits in one table.
+SECURITY.md has the limits in one table, each with the test that shows it.
 """
 
 from __future__ import annotations
