@@ -51,8 +51,8 @@ PARAMETERS = {
     "get_clock": ("{user}",),
     "get_task": ("{user}", 150_000),
     "list_changes": (
-        *("{user}", HALF_WAY, 0, PAGE, "{user}", HALF_WAY, 0, PAGE, PAGE),
-        *(LATER, "{user}", LATER, "{user}", LATER, PAGE - 1, 1 << 20, "{user}"),
+        *("{user}", HALF_WAY, 0, "{user}", HALF_WAY, 0, PAGE),
+        *("{user}", "{user}", LATER, PAGE - 1, 1 << 20, "{user}"),
     ),
     "list_tasks": ("{user}", NOW, 0, PAGE, 2**20, "{user}"),
     "list_tasks_by_status": ("{user}", "complete", NOW, 0, PAGE, 2**20, "{user}"),

@@ -235,9 +235,8 @@ def delete_user(user_id: str) -> int | None:
 def _after(user_id: str, mark: Mark | None, limit: int, max_bytes: int) -> Sequence[object]:
     """The parameters of list_changes."""
     time, task_id = mark[:2] if mark else ("-infinity", 0)
-    changes = (user_id, time, task_id, limit + 1)
-    known = (time, user_id, time, user_id, time)
-    return (*changes, *changes, limit + 1, *known, limit, max_bytes, user_id)
+    place = (user_id, time, task_id)
+    return (*place, *place, limit + 1, user_id, user_id, time, limit, max_bytes, user_id)
 
 
 def _task(row: Sequence[Any]) -> Task:
