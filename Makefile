@@ -42,7 +42,7 @@ test-citus: .venv/installed ## the tests of the API on a Citus cluster: CITUS_DA
 	@test -n "$$CITUS_DATABASE_URL" \
 		|| { echo "make test-citus needs CITUS_DATABASE_URL, the coordinator's"; exit 1; }
 	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import os; \
-		from todo_service import database; database.apply_schema(os.environ['DATABASE_URL'])"
+		from todo_service import migrate; migrate.apply_schema(os.environ['DATABASE_URL'])"
 	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import sys; \
 		from todo_service import commands; sys.exit(commands.psql())" -X -q -f sql/citus.sql
 	TEST_DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/pytest tests/api

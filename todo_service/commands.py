@@ -19,9 +19,10 @@ from flask import Flask, current_app
 
 from todo_service import embedded, store
 from todo_service.check_token import examine
-from todo_service.database import Database, apply_schema
+from todo_service.database import Database
 from todo_service.doctor import doctor
 from todo_service.http import encode
+from todo_service.migrate import apply_schema
 from todo_service.settings import Settings, SettingsError
 
 _DAY = 24 * 60 * 60

@@ -1,14 +1,12 @@
-"""The connection pool, a connection's limits, the statement files, and applying the schema."""
+"""The connection pool, a connection's limits, and the statement files."""
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from select import POLLIN
 from typing import Any, TypeVar
 
@@ -24,17 +22,10 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import embedded
 from todo_service.log import Trace
+from todo_service.migrate import SQL, apply_schema
 from todo_service.settings import LOOPBACK, Settings
 
-SQL = Path(__file__).parent.parent / "sql"
-
 _T = TypeVar("_T")
-
-# Any fixed number: it names the lock under which the schema is applied.
-_SCHEMA_LOCK = 7_036_874_417
-
-# Seconds for which apply_schema tries to get the locks that it needs to change a table.
-_LOCK_PATIENCE = 60
 
 # Seconds that /ready waits for a connection, and as many for an answer.
 _CHECK_LIMIT = 2.5
@@ -273,68 +264,3 @@ def complete_conninfo(url: str, settings: Settings) -> str:
         timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"
         parameters["options"] = f"{stated.get('options') or ''} {timeout}".strip()
     return make_conninfo("", **parameters)
-
-
-def apply_schema(conninfo: str) -> None:
-    """Run sql/schema.sql: on a new database in one transaction, on one in use without a long lock.
-
-    Safe when several run it at once. It needs the server's own address: in a pooler, the lock and
-    the settings of its session would stay behind. A pooler refuses the settings, and so all of it.
-    """
-    schema = (SQL / "schema.sql").read_bytes()
-    tables, *indexes = re.split(rb"^(?=CREATE (?:UNIQUE )?INDEX)", schema, flags=re.MULTILINE)
-    # A large table takes its time. An index that waits for a lock keeps nobody else waiting;
-    # where that is different, the schema sets a shorter limit itself.
-    limits = "-c statement_timeout=0 -c lock_timeout=10min"
-    options = f"{conninfo_to_dict(conninfo).get('options') or ''} {limits}"
-    try:
-        with psycopg.connect(conninfo, autocommit=True, options=options) as connection:
-            _wait_for_turn(connection)
-            if connection.execute("SELECT to_regclass('tasks')").fetchone() == (None,):
-                _run_transaction(connection, schema)
-                return
-            _run_transaction(connection, tables)
-            for index in indexes:
-                _create_index(connection, index)
-    except psycopg.errors.LockNotAvailable as error:
-        raise psycopg.errors.LockNotAvailable(
-            "another session keeps the tables locked; docs/psql.md has a query that shows which"
-        ) from error
-
-
-def _wait_for_turn(connection: psycopg.Connection) -> None:
-    """Take the lock that lets one session at a time apply the schema. It ends with the session.
-
-    Not by pg_advisory_lock, a statement that lasts until it has the lock: a session that builds an
-    index CONCURRENTLY waits for every statement under way, so the two would wait for each other.
-    """
-    turn = "SELECT pg_try_advisory_lock(%s)"
-    while connection.execute(turn, (_SCHEMA_LOCK,)).fetchone() != (True,):
-        time.sleep(0.1)
-
-
-def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
-    """Run the statements in one transaction. If a lock is not free, try again for a while."""
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            with connection.transaction():
-                connection.execute(statements)
-            return
-        except psycopg.errors.LockNotAvailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
-def _create_index(connection: psycopg.Connection, statement: bytes) -> None:
-    """Build an index while others write. If an interrupted run left an invalid one, drop it first.
-
-    https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
-    """
-    name = re.findall(rb"INDEX IF NOT EXISTS (\w+)", statement)[0].decode()
-    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
-    if connection.execute(valid, (name,)).fetchone() == (False,):
-        drop = psycopg.sql.SQL("DROP INDEX CONCURRENTLY {}")
-        connection.execute(drop.format(psycopg.sql.Identifier(name)))
-    connection.execute(statement.replace(b"INDEX IF", b"INDEX CONCURRENTLY IF", 1))

@@ -14,8 +14,8 @@ import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 
-from todo_service import jwks, schema_check
-from todo_service.database import SQL, Connection, Database, complete_conninfo, statement
+from todo_service import jwks, migrate
+from todo_service.database import Connection, Database, complete_conninfo, statement
 from todo_service.settings import Settings
 from todo_service.tokens import LEEWAY
 
@@ -23,7 +23,7 @@ _LIMIT = 5.0  # seconds that a statement may take
 
 _ROUNDS = 10  # of comparing two connections: a busy pooler may keep them apart in the first ones
 
-_CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
+_CONNECTION_LIMIT = (migrate.SQL / "doctor" / "connection_limit.sql").read_bytes()
 
 _T = TypeVar("_T")
 
@@ -178,7 +178,7 @@ def server_process(connection: Connection) -> int:
 
 def check_schema(session: Session) -> str:
     try:
-        missing = schema_check.differences(session.connection)
+        missing = migrate.differences(session.connection)
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
         how = f"it answers, but was not compared with sql/schema.sql: {first_line(error)}"
     else:
@@ -190,7 +190,7 @@ def check_schema(session: Session) -> str:
     except psycopg.errors.InsufficientPrivilege as error:
         raise Wrong(f"{first_line(error)}. Grant that to the role in DATABASE_URL") from None
     except psycopg.errors.ProgrammingError as error:
-        raise Wrong(f"{first_line(error)}. {schema_check.INIT_DB}") from None
+        raise Wrong(f"{first_line(error)}. {migrate.INIT_DB}") from None
     return how
 
 
