@@ -307,7 +307,7 @@ def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) 
 def test_an_upgrade_that_never_gets_its_lock_says_so(
     released: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("todo_service.database._LOCK_PATIENCE", 0)
+    monkeypatch.setattr("todo_service.migrate._LOCK_PATIENCE", 0)
     before = describe(released)
 
     with psycopg.connect(released) as reading:
