@@ -55,14 +55,20 @@ def workers(server: Server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
 
 
-def held(server: Server, connections: list[socket.socket]) -> list[socket.socket]:
-    """Those that a worker has not closed. What the kernel still has to send does not count."""
-    ports = {
+def peers(server: Server) -> set[int]:
+    """The clients' ports of the connections that a worker has not closed. What the kernel still
+    has to send does not count."""
+    return {
         connection.raddr.port
         for worker in workers(server)
         for connection in worker.net_connections("tcp")
         if connection.raddr
     }
+
+
+def held(server: Server, connections: list[socket.socket]) -> list[socket.socket]:
+    """Those that a worker has not closed."""
+    ports = peers(server)
     return [connection for connection in connections if connection.getsockname()[1] in ports]
 
 
@@ -223,9 +229,8 @@ def test_readers_that_stall_make_the_service_hold_little(
             for reader in readers:
                 assert reader.recv(1) == b"H"
             highest = highest_until_it_settles(server)
-            for reader in readers:
-                reader.shutdown(socket.SHUT_RDWR)
-            until(lambda: not held(server, readers))
+            ports = {reader.getsockname()[1] for reader in readers}
+        until(lambda: ports.isdisjoint(peers(server)))
         return highest - before
 
     first, second = stall(), stall()
@@ -522,27 +527,27 @@ def is_told_to_stop(process: psutil.Process) -> bool:
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {secret}\r\n\r\n",
-        b'{"title": "{secret}"}\r\n\r\n',
-        b"GET /{secret} HTTP/9.9\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\x00\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: {secret}\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {secret}\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /{secret}\r\n\r\n",
-        b"POST /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{secret}\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nX: {secret}",
-    ],
-)
-def test_what_could_not_be_parsed_is_not_quoted_in_the_log(serve: Serve, sent: bytes) -> None:
+UNPARSED = [
+    b"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {secret}\r\n\r\n",
+    b'{"title": "{secret}"}\r\n\r\n',
+    b"GET /{secret} HTTP/9.9\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\x00\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: {secret}\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {secret}\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /{secret}\r\n\r\n",
+    b"POST /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{secret}\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nX: {secret}",
+]
+
+
+def test_what_could_not_be_parsed_is_not_quoted_in_the_log(serve: Serve) -> None:
     server = serve(LOG_LEVEL="DEBUG")
     server.wait()
-    with connect(server) as connection:
-        connection.sendall(sent.replace(b"{secret}", b"hush-hush"))
-        connection.shutdown(socket.SHUT_WR)
-        read_to_the_end(connection)
+    for number, sent in enumerate(UNPARSED):
+        with connect(server) as connection:
+            connection.sendall(sent.replace(b"{secret}", b"hush-hush-%d" % number))
+            connection.shutdown(socket.SHUT_WR)
+            read_to_the_end(connection)
     assert server.stop() == 0
 
-    assert "hush" not in server.log.read_text()
+    assert re.findall("hush.*", server.log.read_text()) == []

@@ -200,7 +200,7 @@ def test_it_boots_without_a_database_and_without_a_schema(
 ) -> None:
     cluster.execute("DROP TABLE deleted_tasks, tasks, users")
     cluster.stop("fast")
-    server = serve()
+    server = serve(DB_POOL_TIMEOUT="1")
     server.wait("/health")
     alice = new_user_at(server)
 
