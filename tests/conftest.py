@@ -43,6 +43,7 @@ SLOW = (
     "tests/test_platform.py",
     "tests/test_image.py",
     "tests/test_development.py",
+    "tests/test_tuning.py",
     "tests/api/test_model.py",
 )
 
@@ -193,6 +194,24 @@ class Server:
     def stop(self) -> int:
         self.process.terminate()
         return self.process.wait(30)
+
+
+def assert_tasks_work(url: str, database_url: str) -> None:
+    """Run the tests of a task's routes and of isolation against a server that is up already."""
+    suite = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("tests/api/test_tasks.py", "tests/api/test_isolation.py"),
+        ],
+        cwd=ROOT,
+        env=os.environ
+        | {"TEST_BASE_URL": url, "TEST_DATABASE_URL": database_url, "TEST_JWT_SECRET": SECRET},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+
+    assert suite.returncode == 0, suite.stdout
 
 
 @pytest.fixture(scope="session")

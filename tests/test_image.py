@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -20,7 +19,7 @@ import yaml
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tests.conftest import ENVIRON, NO_TLS, ROOT, SECRET, Server
+from tests.conftest import ENVIRON, NO_TLS, ROOT, SECRET, Server, assert_tasks_work
 from tests.test_doctor import as_url
 
 DOCKERFILE = re.findall(r"^([A-Z]+) (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
@@ -152,20 +151,7 @@ def test_the_image_applies_the_schema(released: str) -> None:
 
 
 def test_every_route_of_a_task_works_in_the_image(served: Server, database: str) -> None:
-    suite = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("tests/api/test_tasks.py", "tests/api/test_isolation.py"),
-        ],
-        cwd=ROOT,
-        env=os.environ
-        | {"TEST_BASE_URL": served.url, "TEST_DATABASE_URL": database, "TEST_JWT_SECRET": SECRET},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-    )
-
-    assert suite.returncode == 0, suite.stdout
+    assert_tasks_work(served.url, database)
 
 
 def test_the_image_writes_to_nothing_but_memory(served: Server) -> None:

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ import pytest
 from packaging.utils import canonicalize_name
 from psycopg import sql
 
-from tests.conftest import ROOT, SECRET, User, free_port, pip
+from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
 from tests.test_requirements import pins
 from todo_service import __version__
 
@@ -142,20 +141,7 @@ def test_release_applies_the_schema_and_may_be_repeated(
 
 
 def test_every_route_of_a_task_works_on_the_platform(web: str, database: str) -> None:
-    suite = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("tests/api/test_tasks.py", "tests/api/test_isolation.py"),
-        ],
-        cwd=ROOT,
-        env=os.environ
-        | {"TEST_BASE_URL": web, "TEST_DATABASE_URL": database, "TEST_JWT_SECRET": SECRET},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-    )
-
-    assert suite.returncode == 0, suite.stdout
+    assert_tasks_work(web, database)
 
 
 @pytest.mark.parametrize("path", ["/", "/openapi.yaml", "/docs/", "/docs/swagger-ui-bundle.js"])
