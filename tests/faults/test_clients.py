@@ -494,6 +494,30 @@ def test_a_request_that_comes_while_the_worker_hangs_up_is_answered(serve: Serve
     assert server.process.wait(10) == 0
 
 
+def test_a_stop_does_not_wait_for_a_client_whose_request_came_to_an_end_late(
+    serve: Serve, measured: Measure
+) -> None:
+    server = serve(WEB_CONCURRENCY="1")
+    server.wait("/ready")
+    body = b'{"title": "Buy milk"}'
+    start = head("/api/mallory/tasks", JSON, f"Content-Length: {len(body)}", method="POST")
+    with connect(server) as late:
+        late.sendall(start + body[:5])
+        until(lambda: held(server, [late]) == [late])
+        server.process.terminate()
+        until(lambda: refuses(server))
+        time.sleep(3)  # by then, the worker has hung up on whoever did nothing
+        late.sendall(body[5:])
+        assert read_answer(late).startswith(b"HTTP/1.1 201 ")
+        answered = time.monotonic()
+        assert server.process.wait(30) == 0
+        seconds = time.monotonic() - answered
+
+    measured(stopped_after=f"{seconds:.1f} s")
+    # Else at the end of gunicorn's graceful_timeout, 20 seconds after SIGTERM.
+    assert seconds < 10
+
+
 def refuses(server: Server) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port)).close()

@@ -86,9 +86,10 @@ class Worker(GeventWorker):
                     server.do_handle(*connected)
             server.close()
         self.alive = False
-        gevent.sleep(LINGER)
-        for client in list(self.waiting):
-            self.hang_up(client)
+        while True:  # for those, too, whose request comes to an end later
+            gevent.sleep(LINGER)
+            for client in list(self.waiting):
+                self.hang_up(client)
 
     def hang_up(self, client: Client) -> None:
         del self.waiting[client]
