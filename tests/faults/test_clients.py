@@ -263,10 +263,14 @@ def test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_gets_everythin
         slow = readers["slow"] = opened.enter_context(connect(server))
         slow.sendall(tasks)
         received = {name: bytearray() for name in readers}
+        # Bytes a second: 64 KiB in 15 seconds is in between.
+        rates = {"dripping": 1_500, "slow": 10_000}
+        started = time.monotonic()
 
         def only_the_slow_one_is_left() -> bool:
-            received["dripping"] += readers["dripping"].recv(50)
-            received["slow"] += slow.recv(2000)
+            for name, rate in rates.items():
+                due = int(rate * (time.monotonic() - started)) - len(received[name])
+                received[name] += readers[name].recv(max(due, 1))
             return held(server, list(readers.values())) == [slow]
 
         seconds = until(only_the_slow_one_is_left)
@@ -516,6 +520,26 @@ def test_a_stop_does_not_wait_for_a_client_whose_request_came_to_an_end_late(
     measured(stopped_after=f"{seconds:.1f} s")
     # Else at the end of gunicorn's graceful_timeout, 20 seconds after SIGTERM.
     assert seconds < 10
+
+
+def test_a_worker_that_has_served_its_number_does_not_wait_for_idle_clients(
+    serve: Serve, measured: Measure
+) -> None:
+    server = serve(WEB_CONCURRENCY="1", GUNICORN_CMD_ARGS="--max-requests 20")
+    server.wait()
+    (worker,) = workers(server)
+    with connect(server) as idle:
+        idle.sendall(HEALTH)
+        assert read_answer(idle).startswith(b"HTTP/1.1 200 ")
+        for _ in range(20):
+            fresh_health(server)
+        seconds = until(lambda: worker not in workers(server))
+        assert read_to_the_end(idle) == b""
+
+    measured(replaced_after=f"{seconds:.1f} s")
+    # Else after gunicorn's graceful_timeout, 20 seconds in which nobody is let in.
+    assert seconds < 10
+    assert fresh_health(server) < 5
 
 
 def refuses(server: Server) -> bool:

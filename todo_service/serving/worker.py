@@ -21,10 +21,10 @@ from gunicorn.workers.ggevent import GeventWorker
 from todo_service.errors import answer_unparsed
 
 MAX_HEAD = 32 * 1024  # bytes of a request's head: request line and header fields together
-PIECE = 64 * 1024  # bytes of a body or an answer, each of which
-PATIENCE = 15.0  # may take this many seconds; so may a head, and a body that nobody reads
+PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE
+PATIENCE = 15.0  # seconds for a head, for each PIECE, and for a body that nobody reads
 TURN = 0.010  # seconds that a connection may go on while others wait
-LINGER = 2.0  # seconds after SIGTERM in which a kept-alive client may still send a request
+LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still send a request
 
 
 class Worker(GeventWorker):
@@ -37,17 +37,17 @@ class Worker(GeventWorker):
         self.waiting: dict[Client, None] = {}
 
     def server_class(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
-        """gevent's own, as without this method, but known to `drain`."""
+        """What gunicorn would make itself, kept in `servers` so that `drain` can close it."""
         with suppress(OSError):  # not TCP
-            # Or the kernel holds up to 4 MB for each client, and does not say how it gets on.
+            # Else the kernel buffers up to 4 MB a client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
-        server.max_accept = 1  # as gunicorn has it: the rest of a burst is for the other workers
+        server.max_accept = 1  # as gunicorn sets it: the rest of a burst is for the other workers
         self.servers.append(server)
         return server
 
     def timeout_ctx(self) -> nullcontext[None]:
-        """gunicorn's one limit for the wait and the head after it; `Client` has two."""
+        """Switch off gunicorn's one limit for waiting and the head: `Client` has one for each."""
         return nullcontext()
 
     def handle(self, pool: Pool, sock: Any, addr: Any) -> None:
@@ -60,20 +60,20 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, client: Client, addr: Any) -> None:
         if req.version >= (1, 1) and all(name != "HOST" for name, _ in req.headers):
             raise InvalidHeader("HOST", req=req)  # RFC 9112 section 3.2
-        if client not in self.waiting:
-            req.force_close()  # hung up on, just when the request came
-        client.await_body()
-        super().handle_request(listener_name, req, client, addr)
-        client.await_rest()
-        with suppress(ParseException):  # it has been answered already
+        client.expect_body()
+        try:
+            super().handle_request(listener_name, req, client, addr)
+        finally:
+            if not self.alive and self.servers:  # --max-requests
+                gevent.spawn(self.drain)
+        client.expect_rest()
+        with suppress(ParseException):  # answered already; gunicorn then closes the connection
             while req.body.read(PIECE):
                 pass
-        if not req.body.failed:
-            client.await_head()
+        client.expect_head()
 
-    def handle_error(self, _req: Any, client: Any, _addr: Any, exc: BaseException) -> None:
-        if isinstance(exc, Exception):  # not a greenlet that is killed at the end of a stop
-            answer_unparsed(client, exc)
+    def handle_error(self, _req: Any, client: Any, _addr: Any, exc: Exception) -> None:
+        answer_unparsed(client, exc)
 
     def handle_exit(self, *_: Any) -> None:
         gevent.spawn(self.drain)
@@ -107,25 +107,25 @@ class Client:
         self.sock = sock
         self.worker = worker
         self.polled = self.turn_began = 0.0
-        self.await_head()
+        self.expect_head()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
 
-    def await_head(self) -> None:
+    def expect_head(self) -> None:
         """For as long as connections are kept; once it begins, for PATIENCE and MAX_HEAD bytes."""
         self.worker.waiting[self] = None
         self.room: int | None = MAX_HEAD
         self.deadline = time.monotonic() + (self.worker.cfg.keepalive or PATIENCE)
 
-    def await_body(self) -> None:
-        """For PATIENCE a PIECE."""
+    def expect_body(self) -> None:
+        """For PATIENCE, and as long again for each PIECE that comes."""
         self.worker.waiting.pop(self, None)
         self.room = None
         self.extension = PATIENCE / PIECE
         self.deadline = time.monotonic() + PATIENCE
 
-    def await_rest(self) -> None:
+    def expect_rest(self) -> None:
         """What the application left of a body: for PATIENCE, however much it is."""
         self.worker.waiting[self] = None
         self.room = None
@@ -159,14 +159,11 @@ class Client:
 
     def sendall(self, data: bytes) -> None:
         self.let_others_run()
-        rest = memoryview(data)
+        pieces = memoryview(data)
         try:
-            while rest:
-                piece, rest = rest[:PIECE], rest[PIECE:]
-                deadline = time.monotonic() + PATIENCE
-                while piece:
-                    self.sock.settimeout(max(0.0, deadline - time.monotonic()))
-                    piece = piece[self.sock.send(piece) :]
+            for start in range(0, len(data), PIECE):
+                self.sock.settimeout(PATIENCE)  # for the piece, however many parts it is sent in
+                self.sock.sendall(pieces[start : start + PIECE])
         except OSError:
             raise NoMoreData from None
 
@@ -176,7 +173,7 @@ class Client:
         """Reads on first: with anything unread, the kernel would throw the answer away."""
         with suppress(OSError):
             self.sock.shutdown(SHUT_WR)
-            self.await_rest()
+            self.expect_rest()
             while True:
                 self.recv(PIECE)
         self.worker.waiting.pop(self, None)
