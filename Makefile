@@ -15,7 +15,8 @@ help: ## list these commands
 run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "When it is listening, paste this into another terminal:"
 	@echo
-	@$(BIN)/flask --app wsgi token alice --curl || echo "(a request with a token of your issuer)"
+	@$(BIN)/flask --app wsgi token alice --curl 2>/dev/null \
+		|| echo "(a request with a token of your issuer; docs/identity.md says which)"
 	@echo
 	@echo "Pages in a browser may call it if CORS_ORIGINS names their origin:"
 	@echo "CORS_ORIGINS=http://localhost:3000 make run"
@@ -68,7 +69,7 @@ bench: .venv-bench/installed ## measure, beside what the README compares with; A
 
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 
-# In two calls: pip takes hashes for all that it is asked for at once, or for nothing.
+# In two calls: as soon as one requirement has a hash, pip demands one of all.
 .venv-bench/installed: requirements.txt bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/$(PIP_INSTALL) --require-hashes -r requirements.txt

@@ -72,22 +72,27 @@ sendfile = False
 # gunicorn's socket for commands, which nothing here uses.
 control_socket_disable = True
 
-
-# Speed only; may be taken out.
+# For speed only: everything works without it.
 post_fork = tuning.apply
 
 
 def pre_request(worker, req):
-    """In a worker, before each request: keep two idempotency keys apart.
+    """In a worker, before each request: let the service see that two idempotency keys came.
 
     gunicorn joins the lines of a header by a comma, which one key may hold as well. Joined by a
-    comma and a space, as RFC 9110 section 5.3 advises, two keys are none: no key may hold a space.
+    comma and a space (RFC 9110 section 5.3), they are refused, because no key holds a space.
     """
     if req.method == "POST":
         keys = [value for name, value in req.headers if name == "IDEMPOTENCY-KEY"]
         if len(keys) > 1:
             others = [field for field in req.headers if field[0] != "IDEMPOTENCY-KEY"]
             req.headers = [*others, ("IDEMPOTENCY-KEY", ", ".join(keys))]
+
+
+def on_starting(server):
+    """In the master, first of all: refuse what serving/worker.py would serve without TLS."""
+    if server.cfg.is_ssl:
+        sys.exit("todo-service cannot start: TLS ends at the router; unset certfile and keyfile")
 
 
 def when_ready(server):

@@ -255,15 +255,16 @@ def test_a_role_without_temporary_tables_hears_that_nothing_was_compared(
     assert Report(as_role(database, role)).wrong() == ["schema"]
 
 
+@pytest.mark.parametrize("table", ["users", "tasks", "deleted_tasks"])
 def test_a_role_that_may_not_read_the_tables_needs_a_grant(
-    database: str, execute: Callable[[str], None], role: str
+    database: str, execute: Callable[[str], None], role: str, table: str
 ) -> None:
-    execute(f"REVOKE ALL ON tasks FROM {role}")
+    execute(f"REVOKE ALL ON {table} FROM {role}")
 
     report = Report(as_role(database, role))
 
     assert report.wrong() == ["schema"]
-    assert "permission denied for table tasks. Grant that" in report["schema"]
+    assert f"permission denied for table {table}. Grant that" in report["schema"]
 
 
 def test_more_connections_than_are_granted_are_wrong_and_what_it_says_to_set_fits(

@@ -191,6 +191,15 @@ def test_gunicorn_takes_what_app_json_sets(slug: Path, variables: dict[str, str]
     assert (status, output) == (0, "")
 
 
+def test_tls_to_clients_which_the_worker_does_not_speak_stops_the_start(
+    slug: Path, variables: dict[str, str]
+) -> None:
+    status, output = run("gunicorn --certfile cert.pem --keyfile key.pem wsgi:app", slug, variables)
+
+    assert status == 1
+    assert output.splitlines()[-1].startswith("todo-service cannot start: TLS ends at the router")
+
+
 def test_an_installed_copy_needs_no_checkout(
     slug: Path, environment: Path, variables: dict[str, str], tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from flask import Flask, current_app
 from todo_service import embedded, store
 from todo_service.check_token import examine
 from todo_service.database import Database
-from todo_service.doctor import doctor
+from todo_service.doctor import doctor, first_line
 from todo_service.http import encode
 from todo_service.migrate import apply_schema
 from todo_service.settings import Settings, SettingsError
@@ -108,9 +108,7 @@ def _reached() -> Iterator[Database]:
 
 
 def describe_failure(error: psycopg.Error) -> str:
-    """What the driver says, in one line. It never quotes a password."""
-    reason = str(error).strip().partition("\n")[0]
-    return f"the database cannot be used: {reason or type(error).__name__}"
+    return f"the database cannot be used: {first_line(error)}"
 
 
 def psql() -> int:

@@ -39,19 +39,15 @@ def statement(name: str) -> bytes:
     return (SQL / "queries" / f"{name}.sql").read_bytes()
 
 
-def fetch_one(
-    query: bytes, parameters: Sequence[object], *, repeatable: bool = False
-) -> TupleRow | None:
+def fetch_one(query: bytes, parameters: Sequence[object], *, repeatable: bool) -> TupleRow | None:
     """Run one statement and return its first row, or None if there is none."""
     database: Database = current_app.extensions["database"]
     rows = database.run(query, parameters, repeatable=repeatable)
     return rows[0] if rows else None
 
 
-def fetch_all(
-    query: bytes, parameters: Sequence[object], *, repeatable: bool = True
-) -> list[TupleRow]:
-    """Run one statement and return all its rows. Most of these only read, and can be repeated."""
+def fetch_all(query: bytes, parameters: Sequence[object], *, repeatable: bool) -> list[TupleRow]:
+    """Run one statement and return all its rows."""
     database: Database = current_app.extensions["database"]
     return database.run(query, parameters, repeatable=repeatable)
 

@@ -14,8 +14,8 @@ import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 
-from todo_service import jwks, migrate
-from todo_service.database import Connection, Database, complete_conninfo, statement
+from todo_service import jwks, migrate, store
+from todo_service.database import Connection, Database, complete_conninfo
 from todo_service.settings import Settings
 from todo_service.tokens import LEEWAY
 
@@ -147,11 +147,11 @@ def check_pooler(session: Session) -> str:
             " DB_POOL_SIZE or WEB_CONCURRENCY"
         ) from None
     with closing(another):
-        seen = {
-            (server_process(connection), connection)
-            for connection in (session.connection, another) * _ROUNDS
-        }
-    shared = not len(seen) == len(dict(seen)) == 2
+        seen: dict[Connection, set[int]] = {session.connection: set(), another: set()}
+        for connection in (session.connection, another) * _ROUNDS:
+            seen[connection].add(server_process(connection))
+    first, second = seen.values()
+    shared = len(first) > 1 or len(second) > 1 or first == second
     declared = session.settings.db_pooler is not None
     if shared and not declared:
         raise Wrong("one in transaction mode is in the way. Set DB_POOLER=transaction")
@@ -186,7 +186,7 @@ def check_schema(session: Session) -> str:
             raise Wrong("; ".join(missing))
         how = "as in sql/schema.sql"
     try:
-        session.connection.execute(statement("get_task"), ("", 0))  # as /ready does
+        session.connection.execute(*store.SCHEMA_CHECK)  # as /ready does
     except psycopg.errors.InsufficientPrivilege as error:
         raise Wrong(f"{first_line(error)}. Grant that to the role in DATABASE_URL") from None
     except psycopg.errors.ProgrammingError as error:

@@ -128,12 +128,13 @@ def answer_unparsed(client: socket, error: Exception) -> None:
 
     Nothing that the client sent is logged: in a malformed request, a token may be anywhere.
     """
-    status = 500
+    status, request_id = 500, new_request_id()
+    fields = {"request_id": request_id}
     if isinstance(error, ParseException):
-        status = _UNPARSED.get(type(error), 400)
-        log.warning("event=malformed_request status=%d reason=%s", status, type(error).__name__)
+        status, reason = _UNPARSED.get(type(error), 400), type(error).__name__
+        log.warning("event=malformed_request status=%d reason=%s", status, reason, extra=fields)
     else:
-        log.error("event=bug", exc_info=error)
+        log.error("event=bug", exc_info=error, extra=fields)
     body = encode({"error": _MESSAGES[status]})
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -142,7 +143,7 @@ def answer_unparsed(client: socket, error: Exception) -> None:
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
-        f"X-Request-ID: {new_request_id()}",
+        f"X-Request-ID: {request_id}",
     )
     with suppress(OSError):
         client.sendall("\r\n".join((*head, "", "")).encode() + body)

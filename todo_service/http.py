@@ -75,15 +75,15 @@ class JsonResponse(Response):
 
 
 def decode(raw: bytes) -> Any:
-    """Parse RFC 8259 JSON: UTF-8, no NaN or Infinity. Raises ValueError for anything else.
+    """Parse RFC 8259 JSON: UTF-8, no NaN or Infinity. None for anything else.
 
     Not by orjson, which stops at a lone surrogate: the standard library lets it through to the
     schema, and that can name the field.
     """
     try:
         return _DECODER.decode(raw.decode())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
+        return None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -119,7 +119,7 @@ def read_body(types: tuple[str, ...] = (JSON,), *, required: bool = True) -> dic
     if not required and not request.content_length and not request.headers.get("Transfer-Encoding"):
         return {}
     raw = _read(MAX_BODY, types)
-    body = decode_body(raw) if raw or required else {}
+    body = decode(raw) if raw or required else {}
     if not isinstance(body, dict):
         raise ValidationError("Request body must be a JSON object")
     return body
@@ -127,17 +127,10 @@ def read_body(types: tuple[str, ...] = (JSON,), *, required: bool = True) -> dic
 
 def read_object_or_array(max_array: int) -> dict[str, Any] | list[Any]:
     """As read_body, or a JSON array of at most so many bytes."""
-    body = decode_body(_read(max_array, (JSON,)))
+    body = decode(_read(max_array, (JSON,)))
     if not isinstance(body, dict | list):
         raise ValidationError("Request body must be a JSON object")
     return body
-
-
-def decode_body(raw: bytes) -> Any:
-    try:
-        return decode(raw)
-    except ValueError:
-        return None
 
 
 def _read(max_array: int, types: tuple[str, ...]) -> bytes:
@@ -160,8 +153,8 @@ def _read_in_limits(max_array: int) -> bytes:
     if announced is not None and announced <= MAX_BODY:
         return request.get_data(cache=False)
     if announced is not None and announced > max_array > MAX_BODY:
-        raise RequestEntityTooLarge(_TOO_LARGE)  # an array or an object: nobody has looked
-    # One byte over a limit is read, because Werkzeug cuts a chunked body off without a word.
+        raise RequestEntityTooLarge(_TOO_LARGE)  # which of the two it is, is not known yet
+    # One byte over a limit is read, because Werkzeug cuts a chunked body off without an error.
     request.max_content_length = max_array + 1
     raw: bytes = request.stream.read(MAX_BODY + 1)
     if len(raw) <= MAX_BODY:

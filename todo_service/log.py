@@ -91,7 +91,9 @@ class RequestIdFilter(logging.Filter):
     """Gives log records that are written during a request the request's id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = g.trace.request_id if has_request_context() and "trace" in g else "-"
+        if not hasattr(record, "request_id"):  # given by what is logged outside of a request
+            in_request = has_request_context() and "trace" in g
+            record.request_id = g.trace.request_id if in_request else "-"
         return True
 
 

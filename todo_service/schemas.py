@@ -101,7 +101,7 @@ class Body(Schema):
     ignored: frozenset[str] = frozenset()
 
     @pre_load
-    def keep_what_is_looked_at(self, data: Any, **_: Any) -> Any:
+    def drop_unknown_fields_past_the_limit(self, data: Any, **_: Any) -> Any:
         """The known fields, and MAX_NAMED unknown ones at most: each one takes time."""
         if not isinstance(data, dict):  # an item of an array, refused by what follows
             return data
@@ -169,9 +169,10 @@ class ChangesCursor(fields.Field[Mark | None]):
 
     @staticmethod
     def encode(mark: Mark | None) -> str:
-        times = (mark.changed_at, mark.owner_since, mark.in_sync_at) if mark else ()
-        numbers = [mark.id, *map(to_microseconds, times)] if mark else [0, 0, 0, 0]
-        return _seal(_MARK.pack(*numbers), b"changes")
+        if mark is None:
+            return _seal(_MARK.pack(0, 0, 0, 0), b"changes")
+        times = (mark.changed_at, mark.owner_since, mark.in_sync_at)
+        return _seal(_MARK.pack(mark.id, *map(to_microseconds, times)), b"changes")
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mark | None:
         try:
@@ -240,7 +241,7 @@ class ListQuery(Query):
 
 
 class StatusQuery(Query):
-    """Which tasks to change or delete at once. Required, so that no slip empties a list."""
+    """Which tasks to change or delete at once. A forgotten filter must not mean all of them."""
 
     status = _status(required=True)
 

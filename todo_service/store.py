@@ -65,10 +65,12 @@ def list_tasks(
     """
     created_at, task_id = after or ("infinity", 0)
     if status is None:
-        rows = fetch_all(_LIST, (user_id, created_at, task_id, limit, size, user_id))
+        rows = fetch_all(
+            _LIST, (user_id, created_at, task_id, limit, size, user_id), repeatable=True
+        )
     else:
         parameters = (user_id, status, created_at, task_id, limit, size, user_id)
-        rows = fetch_all(_LIST_BY_STATUS, parameters)
+        rows = fetch_all(_LIST_BY_STATUS, parameters, repeatable=True)
     tasks = [_task(row[1:]) for row in rows if row[1] is not None]
     return (rows[0][0] if rows else None), tasks
 
@@ -94,7 +96,7 @@ def list_changes(
 
     Fewer where the texts are long: the page ends with the change that takes them past `max_bytes`.
     """
-    rows = fetch_all(_CHANGES, _after(user_id, after, limit, max_bytes))
+    rows = fetch_all(_CHANGES, _after(user_id, after, limit, max_bytes), repeatable=True)
     if not rows:
         return Changes([], [], mark=None, more=False, expired=after is not None)
     owner_since, read_at = (moment.replace(tzinfo=UTC) for moment in rows[0][:2])
@@ -172,7 +174,8 @@ def create_tasks(
     if rows[0][-1] == 0:
         return [_task(row[:-1]) for row in rows], False
     created_at = rows[0][5].replace(tzinfo=UTC)
-    return [_task(row) for row in fetch_all(_LIST_CREATED_AT, (user_id, created_at))], True
+    rows = fetch_all(_LIST_CREATED_AT, (user_id, created_at), repeatable=True)
+    return [_task(row) for row in rows], True
 
 
 def update_task(
@@ -197,13 +200,14 @@ def update_task(
             versions.one_of,
             versions.none_of,
         ),
+        repeatable=False,
     )
     return None if row is None else _task(row)
 
 
 def update_tasks(user_id: str, *, status: str, to: str) -> int:
     """Set all tasks of one status to another, and return how many there were."""
-    row = fetch_one(_UPDATE_MANY, (user_id, to, user_id, status))
+    row = fetch_one(_UPDATE_MANY, (user_id, to, user_id, status), repeatable=False)
     return 0 if row is None else row[0]
 
 
@@ -212,23 +216,24 @@ def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION)
     one_of, none_of = versions
     owner = (user_id, user_id, user_id)
     parameters = (user_id, user_id, task_id, one_of, one_of, none_of, *owner)
-    return fetch_one(_DELETE, parameters) is not None
+    return fetch_one(_DELETE, parameters, repeatable=False) is not None
 
 
 def delete_tasks(user_id: str, *, status: str) -> int:
     """Delete all tasks of one status, and return how many there were."""
-    row = fetch_one(_DELETE_MANY, (user_id, user_id, status, user_id, user_id, user_id))
+    parameters = (user_id, user_id, status, user_id, user_id, user_id)
+    row = fetch_one(_DELETE_MANY, parameters, repeatable=False)
     return 0 if row is None else row[0]
 
 
 def check_schema() -> None:
     """Run a statement that needs all tables and finds nothing; it fails where one is missing."""
-    check(_CHANGES, _after("", None, 0, 0))
+    check(*SCHEMA_CHECK)
 
 
 def delete_user(user_id: str) -> int | None:
     """Delete a user with all tasks; returns how many there were, or None if there is no user."""
-    row = fetch_one(_DELETE_USER, (user_id, user_id))
+    row = fetch_one(_DELETE_USER, (user_id, user_id), repeatable=False)
     return None if row is None else row[0]
 
 
@@ -251,3 +256,6 @@ def _task(row: Sequence[Any]) -> Task:
         "created_at": created_at,
         "updated_at": updated_at,
     }
+
+
+SCHEMA_CHECK = (_CHANGES, _after("", None, 0, 0))

@@ -133,7 +133,7 @@ def list_changes(user_id: str, query: Mapping[str, Any]) -> Response:
         )
         if len(body) <= 1.25 * _PAGE_BYTES or limit == 1:
             return respond_encoded(body)
-        # The texts hold much that JSON escapes: here they can be six times as long as there.
+        # JSON escapes can make texts six times as long as the bytes that the statement counted.
         count = len(changes.tasks) + len(changes.deleted)
         limit = max(1, count * _PAGE_BYTES // len(body))
 
@@ -229,8 +229,10 @@ def delete_task(user_id: str, task_id: int) -> Response:
 
 
 def _tag(response: Response, clock: datetime | None) -> Response:
-    """Set a list's ETag, a new one after every change of any of the user's tasks. It is weak: the
-    same tasks may be split into pages differently."""
+    """Set a list's ETag, a new one after every change of any of the user's tasks.
+
+    It is weak, because another version of the service may split the same tasks differently.
+    """
     version = version_at(clock) if clock else "0"
     response.set_etag(f"{version}-{crc32(request.query_string):x}", weak=True)
     return response

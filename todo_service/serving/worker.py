@@ -67,10 +67,11 @@ class Worker(GeventWorker):
             if not self.alive and self.servers:  # --max-requests
                 gevent.spawn(self.drain)
         client.expect_rest()
-        with suppress(ParseException):  # answered already; gunicorn then closes the connection
+        with suppress(ParseException):  # it has been answered already
             while req.body.read(PIECE):
                 pass
-        client.expect_head()
+        if not req.body.failed:  # else gunicorn closes the connection now
+            client.expect_head()
 
     def handle_error(self, _req: Any, client: Any, _addr: Any, exc: Exception) -> None:
         answer_unparsed(client, exc)
