@@ -16,8 +16,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         return
     CORS(
         app,
-        # As patterns, because flask-cors takes an origin with brackets (an IPv6 address) for one,
-        # and would let other origins in.
+        # Compiled, because flask-cors would take a string with brackets (an IPv6 address) for a
+        # pattern, and let other origins in.
         origins=[re.compile(re.escape(origin) + r"\Z") for origin in settings.cors_origins],
         methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=[

@@ -1,6 +1,6 @@
 -- A new task, and its owner's row if this is the owner's first task, in one round trip.
 -- The owner's clock moves first, which locks the owner's row: the user's changes commit in the order of
--- their times. excluded.changed_at is now(), in the one form that Citus takes there.
+-- their times. excluded.changed_at holds now(), which Citus does not take in DO UPDATE itself.
 -- A key that the user has used before yields the task it made then, counted as a replay, or no row
 -- if the digest of the request differs. DO UPDATE rather than DO NOTHING: it returns the row.
 -- Parameters: user_id, user_id, title, description, status, idempotency key, request digest.

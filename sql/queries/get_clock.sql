@@ -1,4 +1,5 @@
--- When any task of a user last changed, for clients that ask whether something has. No row: never.
+-- The clock of a user's changes, which every write moves, for clients that ask whether something has
+-- changed. No row: the user never had a task.
 -- Parameters: user_id.
 SELECT changed_at
 FROM users

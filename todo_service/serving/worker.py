@@ -1,6 +1,23 @@
 """gunicorn's gevent worker, for clients that stall, never pause, or are many.
 
-SECURITY.md has the limits in one table, each with the test that shows it.
+SECURITY.md has the limits, each with the test that shows it. Without these methods, this fails
+(tests/faults, tests/api/test_wire.py):
+
+server_class    test_sigterm_under_load_drops_no_accepted_request
+timeout_ctx     test_an_idle_connection_is_kept_for_the_time_that_is_set_and_a_head_has_its_own
+handle          test_idle_clients_make_room_for_new_ones
+handle_request  test_a_worker_that_has_served_its_number_does_not_wait_for_idle_clients
+handle_error    test_what_is_not_http_gets_a_json_error
+handle_exit     test_a_stop_does_not_wait_for_clients_that_do_nothing
+drain           test_who_was_connected_when_the_stop_began_is_answered
+hang_up         test_a_request_that_comes_while_the_worker_hangs_up_is_answered
+expect_head     test_an_idle_connection_is_kept_for_the_time_that_is_set_and_a_head_has_its_own
+expect_body     test_idle_clients_make_room_for_new_ones
+expect_rest     test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
+recv            test_a_head_has_32_kib_at_most
+sendall         test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_gets_everything
+close           test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
+let_others_run  test_a_client_that_never_pauses_does_not_hold_up_the_others
 """
 
 from __future__ import annotations
