@@ -35,7 +35,7 @@ _STATEMENTS = {
     "get one": ("get_task", [":user", ":id"]),
     "list 100": (
         "list_tasks",
-        [":user", "'infinity'", "0", str(data.TASKS_EACH + 1), str(2**20), ":user"],
+        [":user", ":user", "'infinity'", "0", str(data.TASKS_EACH + 1), str(2**20)],
     ),
     "create": (
         "create_task",
@@ -60,8 +60,8 @@ _STATEMENTS = {
     "poll": (
         "list_changes",
         [
-            *(":user", _LAST, "0", "501", ":user", _LAST, "0", "501", "501"),
-            *(_LAST, ":user", _LAST, ":user", _LAST, "500", str(2**20), ":user"),
+            *(":user", _LAST, "0", ":user", _LAST, "0", "501"),
+            *(":user", ":user", _LAST, "500", str(2**20), ":user"),
         ],
     ),
     "304": ("get_clock", [":user"]),

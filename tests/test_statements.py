@@ -54,8 +54,8 @@ PARAMETERS = {
         *("{user}", HALF_WAY, 0, "{user}", HALF_WAY, 0, PAGE),
         *("{user}", "{user}", LATER, PAGE - 1, 1 << 20, "{user}"),
     ),
-    "list_tasks": ("{user}", NOW, 0, PAGE, 2**20, "{user}"),
-    "list_tasks_by_status": ("{user}", "complete", NOW, 0, PAGE, 2**20, "{user}"),
+    "list_tasks": ("{user}", "{user}", NOW, 0, PAGE, 2**20),
+    "list_tasks_by_status": ("{user}", "{user}", "complete", NOW, 0, PAGE, 2**20),
     "update_task": ("{user}", "x", True, None, "complete", "{user}", 150_000, [NOW], [NOW], [NOW]),
 }
 

@@ -63,16 +63,13 @@ def list_tasks(
     Fewer if they are long: they end with the task with which their texts reach `size` bytes. The
     clock is None for a user who never had a task.
     """
-    created_at, task_id = after or ("infinity", 0)
+    place = after or ("infinity", 0)
     if status is None:
-        rows = fetch_all(
-            _LIST, (user_id, created_at, task_id, limit, size, user_id), repeatable=True
-        )
+        rows = fetch_all(_LIST, (user_id, user_id, *place, limit, size), repeatable=True)
     else:
-        parameters = (user_id, status, created_at, task_id, limit, size, user_id)
+        parameters = (user_id, user_id, status, *place, limit, size)
         rows = fetch_all(_LIST_BY_STATUS, parameters, repeatable=True)
-    tasks = [_task(row[1:]) for row in rows if row[1] is not None]
-    return (rows[0][0] if rows else None), tasks
+    return (rows[0][-1] if rows else None), [_task(row) for row in rows[1:]]
 
 
 def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task]]:
