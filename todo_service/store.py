@@ -69,7 +69,10 @@ def list_tasks(
     else:
         parameters = (user_id, user_id, status, *place, limit, size)
         rows = fetch_all(_LIST_BY_STATUS, parameters, repeatable=True)
-    return (rows[0][-1] if rows else None), [_task(row) for row in rows[1:]]
+    if not rows:
+        return None, []
+    owner, *tasks = [_task(row) for row in rows]
+    return owner["updated_at"], tasks
 
 
 def pages_of_tasks(user_id: str, *, limit: int, size: int) -> Iterator[list[Task]]:
