@@ -43,6 +43,7 @@ SLOW = (
     "tests/test_platform.py",
     "tests/test_image.py",
     "tests/test_development.py",
+    "tests/test_tuning.py",
     "tests/api/test_model.py",
 )
 

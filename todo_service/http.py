@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import orjson
 from flask import Response, request
 from marshmallow import ValidationError
-from werkzeug.datastructures import MultiDict
+from werkzeug.datastructures import Headers, MultiDict
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -58,7 +58,20 @@ def respond(value: object, status: int = 200) -> Response:
 
 def respond_encoded(body: bytes, status: int = 200) -> Response:
     """A JSON response whose body is JSON already."""
-    return Response(body, status, content_type=JSON)
+    return JsonResponse(body, status, content_type=JSON)
+
+
+class JsonResponse(Response):
+    """A response that has its whole body, and the length of it, from the start."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        """The headers as they are: Werkzeug would copy and check each of them once more.
+
+        Except for 304, where Werkzeug takes out those of a body.
+        """
+        if self.status_code == 304:
+            return super().get_wsgi_headers(environ)
+        return self.headers
 
 
 def decode(raw: bytes) -> Any:
