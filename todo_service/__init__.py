@@ -12,7 +12,7 @@ from todo_service.routing import TaskIdConverter, UserIdConverter
 from todo_service.schemas import MAX_BODY
 from todo_service.settings import Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def create_app(
