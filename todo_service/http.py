@@ -220,6 +220,15 @@ def read_versions() -> Versions:
     return versions
 
 
+def refuse_if_match() -> None:
+    """For a change of many tasks: If-Match could only name a list's ETag, and that is weak.
+
+    RFC 9110 section 13.1.1: a change whose condition is false must not be made.
+    """
+    if "If-Match" in request.headers and _read_tags("If-Match") != {"*"}:
+        raise PreconditionFailed("A list has no strong ETag that If-Match could name")
+
+
 def _parse_versions(tags: set[str]) -> list[datetime]:
     return [from_microseconds(int(tag[1:-1], 16)) for tag in tags if _TAG.fullmatch(tag)]
 

@@ -331,6 +331,23 @@ def test_many_tasks_can_only_change_their_status(alice: User, body: dict, messag
     assert alice.get(alice.tasks).json() == [task]
 
 
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_a_condition_that_no_list_can_meet_changes_nothing(alice: User, method: str) -> None:
+    task = alice.create()
+    tag = alice.get(alice.tasks).headers["ETag"]
+    json = {"status": "complete"} if method == "PATCH" else None
+
+    for header in ({"If-Match": tag}, {"If-Match": '"1"'}):
+        path = f"{alice.tasks}?status=incomplete"
+        answer = alice.request(method, path, json=json, headers=header)
+        assert answer.status_code == 412
+        assert answer.json() == {"error": "A list has no strong ETag that If-Match could name"}
+        assert alice.get(alice.path(task)).json() == task
+
+    answer = alice.request(method, path, json=json, headers={"If-Match": "*"})
+    assert 1 in answer.json().values()
+
+
 def test_what_many_at_once_do_shows_up_in_changes(alice: User) -> None:
     def changes(cursor: str | None) -> dict:
         query = {} if cursor is None else {"cursor": cursor}

@@ -25,6 +25,7 @@ from todo_service.http import (
     read_idempotency_key,
     read_object_or_array,
     read_versions,
+    refuse_if_match,
     respond,
     respond_encoded,
     unless_known,
@@ -183,12 +184,14 @@ def _note_replay(response: Response, replayed: bool) -> Response:
 @tasks.patch("")
 def update_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     change = STATUS_CHANGE.load(read_body(PATCH_TYPES))
+    refuse_if_match()
     count = store.update_tasks(user_id, status=query["status"], to=change["status"])
     return respond({"updated": count})
 
 
 @tasks.delete("")
 def delete_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
+    refuse_if_match()
     return respond({"deleted": store.delete_tasks(user_id, status=query["status"])})
 
 
