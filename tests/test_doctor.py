@@ -22,7 +22,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.conftest import ENVIRON, ROOT, SECRET, free_port
+from tests.conftest import ENVIRON, ROOT, SECRET, free_port, sign
 from todo_service import create_app, doctor
 from todo_service.migrate import apply_schema
 from todo_service.settings import Settings
@@ -92,7 +92,9 @@ def role(connection: psycopg.Connection, database: str) -> Iterator[str]:
     name = f"role_{uuid4().hex}"
     connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'p4ssw0rd'")
     with psycopg.connect(database, autocommit=True) as owner:
-        owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+        page = (ROOT / "docs" / "deploy.md").read_text()
+        (grant,) = re.findall(r"^ +(GRANT .*) TO web;$", page, re.MULTILINE)
+        owner.execute(f"{grant} TO {name}")
         yield name
         owner.execute(f"DROP OWNED BY {name}")
     connection.execute(f"DROP ROLE {name}")
@@ -253,6 +255,29 @@ def test_a_role_without_temporary_tables_hears_that_nothing_was_compared(
     assert "not compared with sql/schema.sql: permission denied" in report["schema"]
     execute("ALTER TABLE tasks RENAME COLUMN title TO name")
     assert Report(as_role(database, role)).wrong() == ["schema"]
+
+
+def test_a_role_with_the_rights_that_the_page_names_can_do_everything(
+    database: str, role: str
+) -> None:
+    settings = Settings(database_url=as_role(database, role), jwt_secret=SECRET)
+    app = create_app(settings)
+    client = app.test_client()
+    tasks, headers = "/api/alice/tasks", {"Authorization": f"Bearer {sign('alice')}"}
+
+    def ask(method: str, path: str = tasks, body: object = None) -> int:
+        return client.open(path, method=method, json=body, headers=headers).status_code
+
+    assert ask("POST", body={"title": "x"}) == ask("POST", body=[{"title": "x"}] * 2) == 201
+    newest = client.get(f"{tasks}?limit=1", headers=headers).json[0]["id"]
+    assert ask("PATCH", f"{tasks}/{newest}", {"title": "y"}) == 200
+    assert ask("DELETE", f"{tasks}/{newest}") == 204
+    assert ask("PATCH", f"{tasks}?status=incomplete", {"status": "complete"}) == 200
+    assert ask("DELETE", f"{tasks}?status=complete") == ask("GET", f"{tasks}/changes") == 200
+    assert ask("GET", "/ready") == 200
+    app.extensions["database"].close()
+    for command in (["export", "alice"], ["erase", "alice", "--yes"]):
+        assert create_app(settings).test_cli_runner().invoke(args=command).exit_code == 0
 
 
 @pytest.mark.parametrize("table", ["users", "tasks", "deleted_tasks"])
