@@ -45,6 +45,19 @@ SLOW = (
     "tests/test_development.py",
     "tests/test_tuning.py",
     "tests/api/test_model.py",
+    # What starts a process or makes a database for each test, or waits for seconds.
+    "tests/test_commands.py",
+    "tests/test_doctor.py",
+    "tests/test_metrics.py",
+    "tests/contract/test_cors.py::test_a_page_of_an_allowed_origin_can_read_failures",
+    "tests/contract/test_headers.py::test_every_answer_bears_its_own_date",
+    "tests/test_jwks.py::test_a_process_that_ends_does_not_wait_for_its_fetch",
+    "tests/test_jwks.py::test_a_slow_issuer_holds_up_nobody_with_a_known_key",
+    "tests/test_jwks.py::test_an_issuer_that_never_ends_its_answer_is_asked_again_soon",
+    "tests/test_schema.py::test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass",
+    "tests/test_settings.py::test_a_bad_value_stops_the_start_with_one_line",
+    "tests/test_user_data.py::test_a_task_that_is_being_created_does_not_outlive_the_user",
+    "tests/test_user_data.py::test_the_memory_of_an_export_does_not_grow_with_the_tasks",
 )
 
 
