@@ -13,7 +13,6 @@ from dotenv import load_dotenv
 from gunicorn.instrument.statsd import Statsd
 
 from todo_service.log import TIME_FORMAT, JsonFormatter
-from todo_service.serving import tuning
 from todo_service.serving.worker import Worker
 from todo_service.settings import Settings, SettingsError
 
@@ -71,9 +70,6 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa:
 sendfile = False
 # gunicorn's socket for commands, which nothing here uses.
 control_socket_disable = True
-
-# For speed only: everything works without it.
-post_fork = tuning.apply
 
 
 def pre_request(worker, req):

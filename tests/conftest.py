@@ -43,7 +43,6 @@ SLOW = (
     "tests/test_platform.py",
     "tests/test_image.py",
     "tests/test_development.py",
-    "tests/test_tuning.py",
     "tests/api/test_model.py",
     # What starts a process or makes a database for each test, or waits for seconds.
     "tests/test_commands.py",
