@@ -26,7 +26,7 @@ from flask.testing import FlaskClient, FlaskCliRunner
 
 from tests.issuer import Issuer
 from todo_service import create_app, embedded
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 
 pytestmark = pytest.mark.slow
 

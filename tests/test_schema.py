@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.conftest import SECRET
 from todo_service import auth, create_app, schemas
-from todo_service.migrate import SQL, apply_schema
+from todo_service.ops.migrate import SQL, apply_schema
 from todo_service.settings import Settings
 
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from todo_service.migrate import SQL
+from todo_service.ops.migrate import SQL
 
 STATEMENTS = sorted((SQL / "queries").glob("*.sql"))
 TASK_COLUMNS = "id, user_id, title, description, status, created_at, updated_at"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from flask import Flask
 
-from todo_service import auth, commands, cors, database, errors, log
+from todo_service import database, log
+from todo_service.auth import guard as auth
+from todo_service.ops import commands
+from todo_service.web import cors, errors
 from todo_service.blueprints.docs import docs
 from todo_service.blueprints.health import health
 from todo_service.blueprints.tasks import tasks
-from todo_service.routing import TaskIdConverter, UserIdConverter
+from todo_service.web.routing import TaskIdConverter, UserIdConverter
 from todo_service.schemas import MAX_BODY
 from todo_service.settings import Settings
 

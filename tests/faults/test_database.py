@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
 from tests.faults.conftest import Cluster, Load
 from tests.test_doctor import Report
-from todo_service.doctor import CHECKS
-from todo_service.migrate import apply_schema
+from todo_service.ops.doctor import CHECKS
+from todo_service.ops.migrate import apply_schema
 
 Measure = Callable[..., None]
 Serve = Callable[..., Server]

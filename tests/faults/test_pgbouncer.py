@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import Server, User, free_port
 from tests.faults.conftest import Cluster
 from tests.test_doctor import Report
-from todo_service.migrate import apply_schema
+from todo_service.ops.migrate import apply_schema
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import flask_swagger_ui  # type: ignore[import-untyped]
 from flask import Blueprint, Response, current_app, send_file, send_from_directory, url_for
 from werkzeug.exceptions import NotFound
 
-from todo_service.http import respond, unless_known
+from todo_service.web.body import respond, unless_known
 
 _PACKAGE = Path(__file__).parent.parent
 _PAGE = _PACKAGE / "swagger"

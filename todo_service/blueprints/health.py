@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from todo_service import store
-from todo_service.http import respond
+from todo_service.web.body import respond
 
 health = Blueprint("health", __name__)
 

@@ -14,8 +14,8 @@ from werkzeug.exceptions import Gone, NotFound, UnprocessableEntity
 from werkzeug.urls import iri_to_uri
 
 from todo_service import store
-from todo_service.errors import log_if_cut_short
-from todo_service.http import (
+from todo_service.web.errors import log_if_cut_short
+from todo_service.web.body import (
     PATCH_TYPES,
     TaskModified,
     digest_of,
@@ -30,7 +30,7 @@ from todo_service.http import (
     respond_encoded,
     unless_known,
 )
-from todo_service.routing import parse_task_id
+from todo_service.web.routing import parse_task_id
 from todo_service.schemas import (
     CHANGES_QUERY,
     LIST_QUERY,

@@ -13,7 +13,7 @@ from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings
-from todo_service.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
+from todo_service.auth.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 import jwt
 from werkzeug.exceptions import ServiceUnavailable
 
-from todo_service.auth import check_user_id
+from todo_service.auth.guard import check_user_id
 from todo_service.settings import Settings
-from todo_service.tokens import LEEWAY, TokenRefused, Verifier
+from todo_service.auth.tokens import LEEWAY, TokenRefused, Verifier
 
 _JWT_PLUGIN = (
     "Take the token of Better Auth's jwt plugin, from authClient.token() or GET /api/auth/token."

@@ -21,7 +21,7 @@ from gunicorn.http.errors import (
 from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
-from todo_service.http import encode, respond
+from todo_service.web.body import encode, respond
 from todo_service.log import new_request_id, quote
 from todo_service.schemas import describe
 

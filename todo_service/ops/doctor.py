@@ -17,7 +17,7 @@ from flask.cli import with_appcontext
 from todo_service import jwks, migrate, store
 from todo_service.database import Connection, Database, complete_conninfo
 from todo_service.settings import Settings
-from todo_service.tokens import LEEWAY
+from todo_service.auth.tokens import LEEWAY
 
 _LIMIT = 5.0  # seconds that a statement may take
 

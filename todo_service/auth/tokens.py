@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 from werkzeug.exceptions import HTTPException
 
-from todo_service.jwks import ALGORITHMS, Jwks
+from todo_service.auth.jwks import ALGORITHMS, Jwks
 from todo_service.settings import Settings, SettingsError
 
 LEEWAY = 30.0  # seconds of clock skew forgiven

@@ -18,11 +18,11 @@ from dotenv import load_dotenv
 from flask import Flask, current_app
 
 from todo_service import embedded, store
-from todo_service.check_token import examine
+from todo_service.ops.check_token import examine
 from todo_service.database import Database
-from todo_service.doctor import doctor, first_line
-from todo_service.http import encode
-from todo_service.migrate import apply_schema
+from todo_service.ops.doctor import doctor, first_line
+from todo_service.web.body import encode
+from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings, SettingsError
 
 _DAY = 24 * 60 * 60
