@@ -43,9 +43,9 @@ test-citus: .venv/installed ## the tests of the API on a Citus cluster: CITUS_DA
 	@test -n "$$CITUS_DATABASE_URL" \
 		|| { echo "make test-citus needs CITUS_DATABASE_URL, the coordinator's"; exit 1; }
 	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import os; \
-		from todo_service import migrate; migrate.apply_schema(os.environ['DATABASE_URL'])"
+		from todo_service.ops import migrate; migrate.apply_schema(os.environ['DATABASE_URL'])"
 	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import sys; \
-		from todo_service import commands; sys.exit(commands.psql())" -X -q -f sql/citus.sql
+		from todo_service.ops import commands; sys.exit(commands.psql())" -X -q -f sql/citus.sql
 	TEST_DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/pytest tests/api
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
@@ -58,7 +58,7 @@ $(CHROMIUM) $(PGBOUNCER):
 			apt-get install -y -qq --no-install-recommends $(package) > /dev/null
 
 psql: .venv/installed ## psql on the development database
-	@$(BIN)/python -c "import sys; from todo_service import commands; sys.exit(commands.psql())"
+	@$(BIN)/python -c "import sys; from todo_service.ops import commands; sys.exit(commands.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
 bench: .venv-bench/installed ## measure, beside what the README compares with; ARGS=--quick is shorter

@@ -10,9 +10,12 @@ import os
 import sys
 
 from dotenv import load_dotenv
+from gunicorn.http.errors import ParseException
 from gunicorn.instrument.statsd import Statsd
 
 from todo_service.log import TIME_FORMAT, JsonFormatter
+from todo_service.ops.migrate import apply_schema
+from todo_service.serving.unparsed import answer_malformed_body
 from todo_service.serving.worker import Worker
 from todo_service.settings import Settings, SettingsError
 
@@ -72,19 +75,6 @@ sendfile = False
 control_socket_disable = True
 
 
-def pre_request(worker, req):
-    """In a worker, before each request: let the service see that two idempotency keys came.
-
-    gunicorn joins the lines of a header by a comma, which one key may hold as well. Joined by a
-    comma and a space (RFC 9110 section 5.3), they are refused, because no key holds a space.
-    """
-    if req.method == "POST":
-        keys = [value for name, value in req.headers if name == "IDEMPOTENCY-KEY"]
-        if len(keys) > 1:
-            others = [field for field in req.headers if field[0] != "IDEMPOTENCY-KEY"]
-            req.headers = [*others, ("IDEMPOTENCY-KEY", ", ".join(keys))]
-
-
 def on_starting(server):
     """In the master, first of all: refuse what serving/worker.py would serve without TLS."""
     if server.cfg.is_ssl:
@@ -93,11 +83,13 @@ def on_starting(server):
 
 def when_ready(server):
     """In the master, before it forks: start the embedded PostgreSQL if there is no other."""
-    server.app.wsgi().extensions["database"].prepare()
+    if settings.database_url is None:
+        apply_schema(server.app.wsgi().extensions["database"].conninfo)
 
 
 def post_worker_init(worker):
     """In each worker: connect now rather than during its first request."""
+    worker.wsgi.register_error_handler(ParseException, answer_malformed_body)
     worker.wsgi.extensions["database"].open()
 
 

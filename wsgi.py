@@ -5,6 +5,7 @@ import sys
 from dotenv import load_dotenv
 
 from todo_service import create_app, log
+from todo_service.ops import commands
 from todo_service.settings import Settings, SettingsError
 
 load_dotenv()
@@ -13,5 +14,6 @@ try:
     settings = Settings.from_env()
     log.configure(settings.log_format)
     app = create_app(settings)
+    commands.init_app(app, settings)
 except SettingsError as error:
     sys.exit(f"todo-service cannot start: {error}")

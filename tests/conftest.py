@@ -26,6 +26,8 @@ from flask.testing import FlaskClient, FlaskCliRunner
 
 from tests.issuer import Issuer
 from todo_service import create_app, embedded
+from todo_service.auth.guard import Authenticator
+from todo_service.ops import commands
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
@@ -70,6 +72,13 @@ def sign(user_id: object, secret: str = SECRET, **claims: object) -> str:
     """A token for the user, good for a minute; a claim given as None is left out."""
     payload = {"sub": user_id, "exp": int(time.time()) + 60} | claims
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, secret, "HS256")
+
+
+def app_with_commands(settings: Settings, authenticate: Authenticator | None = None) -> Flask:
+    """The app as wsgi.py makes it."""
+    app = create_app(settings, authenticate)
+    commands.init_app(app, settings)
+    return app
 
 
 class User(httpx.Client):
@@ -122,7 +131,7 @@ def settings(database_url: str) -> Settings:
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
-    app = create_app(settings)
+    app = app_with_commands(settings)
     yield app
     app.extensions["database"].close()
 

@@ -16,8 +16,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from werkzeug.test import TestResponse
 
-from tests.conftest import ROOT, SECRET, sign
-from todo_service import create_app, embedded
+from tests.conftest import ROOT, SECRET, app_with_commands, sign
+from todo_service import embedded
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
@@ -72,7 +72,7 @@ class Copies:
         return make_conninfo(self.url, dbname=name)
 
     def serve(self, url: str) -> FlaskClient:
-        app = create_app(Settings(database_url=url, jwt_secret=SECRET))
+        app = app_with_commands(Settings(database_url=url, jwt_secret=SECRET))
         self.close.append(app.extensions["database"].close)
         return app.test_client()
 

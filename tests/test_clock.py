@@ -1,4 +1,4 @@
-"""The clock of a user's changes, and what changed since a mark: the store, without HTTP."""
+"""The clock of a user's changes, and what changed since a cursor: the store, without HTTP."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from flask import Flask
 
 from todo_service import store
 from todo_service.ops.migrate import SQL
-from todo_service.store import Mark, Task
+from todo_service.task import ChangesCursor, Task
 
 # Each write as the store sends it, for a task of a user, or for all tasks of its status.
 WRITES: dict[str, Callable[[str, Task], tuple]] = {
     "create_task": lambda user, _: (user, user, "late", None, "incomplete", None, None),
-    "create_tasks": lambda user, _: (
-        *(user, ["late"], [None], ["incomplete"]),
-        *(user, None, None, user),
-    ),
     "update_task": lambda user, task: (
         *(user, "late", False, None, None),
         *(user, task["id"], None, None, None),
@@ -60,17 +56,17 @@ def update(user: str, task: Task, title: str) -> Task:
     return updated
 
 
-def follow(user: str, mark: Mark | None = None, limit: int = 100) -> store.Changes:
-    """All changes after the mark, page by page, as one page."""
+def follow(user: str, cursor: ChangesCursor | None = None, limit: int = 100) -> store.Changes:
+    """All changes after the cursor, page by page, as one page."""
     tasks, deleted = [], []
     while True:
-        page = store.list_changes(user, limit=limit, after=mark)
+        page = store.list_changes(user, limit=limit, after=cursor)
         assert not page.expired
-        assert mark is None or not page.more or page.mark[:2] > mark[:2]
+        assert cursor is None or not page.more or page.cursor[:2] > cursor[:2]
         assert len(page.tasks) + len(page.deleted) == limit or not page.more
         tasks += page.tasks
         deleted += page.deleted
-        mark = page.mark
+        cursor = page.cursor
         if not page.more:
             return page._replace(tasks=tasks, deleted=deleted)
 
@@ -115,11 +111,11 @@ def test_changes_come_oldest_first_as_they_are_now_and_only_once(user: str) -> N
     assert changes.tasks == [third, second]
     assert changes.deleted == [first["id"]]
     assert (changes.more, changes.expired) == (False, False)
-    assert changes.mark is not None
-    assert changes.mark[:2] == (store.get_clock(user).replace(tzinfo=UTC), first["id"])
-    # Nothing new: the client keeps the mark that it has.
-    assert store.list_changes(user, limit=100, after=changes.mark) == store.Changes(
-        [], [], mark=changes.mark, more=False, expired=False
+    assert changes.cursor is not None
+    assert changes.cursor[:2] == (store.get_clock(user), first["id"])
+    # Nothing new: the client keeps the cursor that it has.
+    assert store.list_changes(user, limit=100, after=changes.cursor) == store.Changes(
+        [], [], cursor=changes.cursor, more=False, expired=False
     )
 
 
@@ -147,7 +143,7 @@ def test_hundreds_of_changes_made_at_one_instant_are_walked_through(
     user: str, connection: psycopg.Connection
 ) -> None:
     tasks = [create(user)["id"] for _ in range(20)]
-    start = store.list_changes(user, limit=100).mark
+    start = store.list_changes(user, limit=100).cursor
     with connection.transaction():
         connection.execute("UPDATE users SET changed_at = now() WHERE id = %s", (user,))
         connection.execute(
@@ -202,7 +198,7 @@ def test_a_change_is_never_found_before_one_that_was_seen(
         seen = store.list_changes(user, limit=100)
         write(connection, name, user, task)
 
-    changes = store.list_changes(user, limit=100, after=seen.mark)
+    changes = store.list_changes(user, limit=100, after=seen.cursor)
 
     assert len(changes.tasks) + len(changes.deleted) == 1
 
@@ -213,7 +209,7 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
     user: str, database_url: str, connection: psycopg.Connection, first: str, second: str
 ) -> None:
     one, two = create(user), create(user, status="complete")
-    start = store.list_changes(user, limit=100).mark
+    start = store.list_changes(user, limit=100).cursor
     with (
         psycopg.connect(database_url, autocommit=True) as waiting,
         ThreadPoolExecutor(1) as pool,
@@ -225,7 +221,7 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
         pids = (holding.info.backend_pid, waiting.info.backend_pid)
         while connection.execute(blocked, pids).fetchone() == (False,):
             assert not written.done(), "it did not wait"
-        assert store.list_changes(user, limit=100, after=start).mark == start
+        assert store.list_changes(user, limit=100, after=start).cursor == start
         holding.commit()
         written.result(10)
 
@@ -233,8 +229,8 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
     page = store.list_changes(user, limit=1, after=start)
     assert page.more
     if expected is not None:
-        assert page.mark.id == expected
-    page = store.list_changes(user, limit=1, after=page.mark)
+        assert page.cursor.id == expected
+    page = store.list_changes(user, limit=1, after=page.cursor)
     assert (len(page.tasks) + len(page.deleted), page.more) == (1, False)
 
 
@@ -247,19 +243,19 @@ def test_a_repeated_create_changes_nothing_about_its_task(user: str) -> None:
     task, replayed = send()
     assert not replayed
     task = update(user, task, "changed since")
-    mark = store.list_changes(user, limit=100).mark
+    cursor = store.list_changes(user, limit=100).cursor
 
     assert send() == (task, True)
 
-    changes = store.list_changes(user, limit=100, after=mark)
-    assert (changes.tasks, changes.deleted, changes.mark) == ([], [], mark)
+    changes = store.list_changes(user, limit=100, after=cursor)
+    assert (changes.tasks, changes.deleted, changes.cursor) == ([], [], cursor)
 
 
 def test_a_user_who_never_wrote_has_no_changes_and_is_followed_from_the_first_on(
     user: str,
 ) -> None:
     assert store.list_changes(user, limit=100) == store.Changes(
-        [], [], mark=None, more=False, expired=False
+        [], [], cursor=None, more=False, expired=False
     )
 
     task = create(user)
@@ -269,34 +265,34 @@ def test_a_user_who_never_wrote_has_no_changes_and_is_followed_from_the_first_on
 
 def test_a_mark_from_before_an_erasure_has_expired(user: str) -> None:
     create(user)
-    mark = store.list_changes(user, limit=100).mark
+    cursor = store.list_changes(user, limit=100).cursor
     store.delete_user(user)
 
-    assert store.list_changes(user, limit=100, after=mark).expired
+    assert store.list_changes(user, limit=100, after=cursor).expired
     create(user)
-    assert store.list_changes(user, limit=100, after=mark).expired
+    assert store.list_changes(user, limit=100, after=cursor).expired
     # The client can begin again without one.
     again = store.list_changes(user, limit=100)
     assert (len(again.tasks), again.expired) == (1, False)
-    assert not store.list_changes(user, limit=100, after=again.mark).expired
+    assert not store.list_changes(user, limit=100, after=again.cursor).expired
 
 
 def test_a_mark_that_is_ahead_of_a_restored_backup_has_expired(
     user: str, connection: psycopg.Connection
 ) -> None:
     create(user)
-    backup = store.get_clock(user).replace(tzinfo=UTC)
+    backup = store.get_clock(user)
     lost = create(user)
-    mark = store.list_changes(user, limit=100).mark
+    cursor = store.list_changes(user, limit=100).cursor
     # Later, and of somebody else.
     create(f"other-{user}")
     store.delete_task(f"other-{user}", create(f"other-{user}")["id"])
     connection.execute("DELETE FROM tasks WHERE id = %s", (lost["id"],))
-    assert not store.list_changes(user, limit=100, after=mark).expired
+    assert not store.list_changes(user, limit=100, after=cursor).expired
 
     connection.execute("UPDATE users SET changed_at = %s WHERE id = %s", (backup, user))
 
-    assert store.list_changes(user, limit=100, after=mark).expired
+    assert store.list_changes(user, limit=100, after=cursor).expired
 
 
 @pytest.mark.parametrize("table", ["tasks", "deleted_tasks"])
@@ -312,7 +308,7 @@ def test_a_row_that_somebody_dated_past_the_clock_is_found_once(
 
     changes = store.list_changes(user, limit=100)
     assert len(changes.tasks) + len(changes.deleted) == 2
-    again = store.list_changes(user, limit=100, after=changes.mark)
+    again = store.list_changes(user, limit=100, after=changes.cursor)
 
     assert (again.tasks, again.deleted, again.expired) == ([], [], False)
 
@@ -322,12 +318,12 @@ def test_a_task_that_somebody_dated_past_the_clock_is_changed_after_its_date(
 ) -> None:
     changed, deleted = create(user), create(user)
     connection.execute("UPDATE tasks SET updated_at = '2100-01-01' WHERE user_id = %s", (user,))
-    mark = store.list_changes(user, limit=100).mark
+    cursor = store.list_changes(user, limit=100).cursor
 
     update(user, changed, "y")
     store.delete_task(user, deleted["id"])
 
-    changes = store.list_changes(user, limit=100, after=mark)
+    changes = store.list_changes(user, limit=100, after=cursor)
     assert [task["title"] for task in changes.tasks] == ["y"]
     assert changes.deleted == [deleted["id"]]
 
@@ -335,14 +331,14 @@ def test_a_task_that_somebody_dated_past_the_clock_is_changed_after_its_date(
 def test_a_mark_expires_90_days_after_the_copy_last_held_everything(user: str) -> None:
     for _ in range(3):
         create(user)
-    mark = store.list_changes(user, limit=2).mark
-    now = datetime.now(UTC)
+    cursor = store.list_changes(user, limit=2).cursor
+    now = datetime.now(UTC).replace(tzinfo=None)
 
     def expired(days: int) -> bool:
-        past = mark._replace(in_sync_at=now - timedelta(days=days))
+        past = cursor._replace(in_sync_at=now - timedelta(days=days))
         page = store.list_changes(user, limit=100, after=past)
         # This one holds everything now.
-        assert page.mark is not None and page.mark.in_sync_at >= mark.in_sync_at
+        assert page.cursor is not None and page.cursor.in_sync_at >= cursor.in_sync_at
         return page.expired
 
     assert (expired(89), expired(91)) == (False, True)
@@ -353,11 +349,11 @@ def test_a_copy_that_is_not_finished_is_as_old_as_its_beginning(user: str) -> No
         create(user)
     first = store.list_changes(user, limit=1)
 
-    second = store.list_changes(user, limit=1, after=first.mark)
-    third = store.list_changes(user, limit=1, after=second.mark)
+    second = store.list_changes(user, limit=1, after=first.cursor)
+    third = store.list_changes(user, limit=1, after=second.cursor)
 
     assert (second.more, third.more) == (True, False)
-    assert first.mark.in_sync_at == second.mark.in_sync_at < third.mark.in_sync_at
+    assert first.cursor.in_sync_at == second.cursor.in_sync_at < third.cursor.in_sync_at
 
 
 def test_tasks_that_nobody_has_changed_for_a_year_can_be_followed(
@@ -373,18 +369,18 @@ def test_tasks_that_nobody_has_changed_for_a_year_can_be_followed(
     changes = follow(user, limit=1)
 
     assert len(changes.tasks) == len(tasks)
-    assert not store.list_changes(user, limit=1, after=changes.mark).expired
+    assert not store.list_changes(user, limit=1, after=changes.cursor).expired
 
 
 def test_an_old_mark_is_renewed_where_nothing_has_changed(user: str) -> None:
     create(user)
-    mark = store.list_changes(user, limit=100).mark
-    old = mark._replace(in_sync_at=mark.in_sync_at - timedelta(days=1))
+    cursor = store.list_changes(user, limit=100).cursor
+    old = cursor._replace(in_sync_at=cursor.in_sync_at - timedelta(days=1))
 
-    renewed = store.list_changes(user, limit=100, after=old).mark
+    renewed = store.list_changes(user, limit=100, after=old).cursor
 
-    assert renewed.in_sync_at >= mark.in_sync_at
-    assert renewed[:3] == mark[:3]
+    assert renewed.in_sync_at >= cursor.in_sync_at
+    assert renewed[:3] == cursor[:3]
 
 
 def test_a_delete_forgets_at_most_a_hundred_deletions_of_more_than_90_days_ago(

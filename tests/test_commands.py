@@ -13,8 +13,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskCliRunner
 
-from tests.conftest import ENVIRON, ROOT, SECRET, free_port
-from todo_service import create_app
+from tests.conftest import ENVIRON, ROOT, SECRET, app_with_commands, free_port
 from todo_service.settings import Settings
 
 
@@ -29,7 +28,7 @@ def test_a_token_is_accepted_by_the_service(app, runner: FlaskCliRunner) -> None
 
 
 def test_a_token_carries_what_the_settings_check(database_url: str) -> None:
-    app = create_app(
+    app = app_with_commands(
         Settings(
             database_url=database_url,
             jwt_secret=SECRET,
@@ -56,7 +55,7 @@ def test_the_curl_command_survives_a_shell(app, runner: FlaskCliRunner) -> None:
 def test_only_the_issuer_signs_tokens_of_its_own_keys(database_url: str) -> None:
     settings = Settings(database_url=database_url, jwt_jwks_url="https://issuer.example/jwks")
 
-    result = create_app(settings).test_cli_runner().invoke(args=["token", "alice"])
+    result = app_with_commands(settings).test_cli_runner().invoke(args=["token", "alice"])
 
     assert result.exit_code == 1
     assert "JWT_SECRET is not set" in result.output
@@ -81,7 +80,7 @@ COMMANDS = {
     "erase": (*FLASK, "erase", "nobody", "--yes"),
     "token": (*FLASK, "token", "alice"),
     # What `make psql` runs.
-    "psql": ("-c", "import sys; from todo_service import commands; sys.exit(commands.psql())"),
+    "psql": ("-c", "import sys; from todo_service.ops import commands; sys.exit(commands.psql())"),
 }
 
 

@@ -26,8 +26,8 @@ from tests.conftest import ENVIRON, ROOT, Server
 from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
 from todo_service import create_app
 from todo_service.auth.jwks import MAX_SET, Jwks
-from todo_service.settings import Settings
 from todo_service.auth.tokens import VerifiedTokens
+from todo_service.settings import Settings
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_keys_that_cannot_be_used_hide_no_other_and_are_named_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def warnings() -> list[str]:
-        lines = [r.getMessage() for r in caplog.records if r.name == "todo_service.jwks"]
+        lines = [r.getMessage() for r in caplog.records if r.name == "todo_service.auth.jwks"]
         return [line for line in lines if "unusable" in line]
 
     (good,) = json.loads(issuer.jwks())["keys"]

@@ -17,8 +17,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tests.conftest import ROOT, SECRET
-from todo_service import create_app, store
+from tests.conftest import ROOT, SECRET, app_with_commands
+from todo_service import store
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
@@ -131,7 +131,7 @@ def test_a_query_gives_the_answer_that_its_title_promises(seeded: str, title: st
 @pytest.fixture
 def erin(seeded: str) -> Iterator[str]:
     """The id of a user without a row, in whose place the store is asked what changed."""
-    app = create_app(Settings(database_url=seeded, jwt_secret=SECRET))
+    app = app_with_commands(Settings(database_url=seeded, jwt_secret=SECRET))
     with app.app_context():
         yield "erin"
         store.delete_user("erin")
@@ -146,7 +146,7 @@ def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) 
     def changes() -> store.Changes:
         nonlocal mark
         page = store.list_changes(erin, limit=10, after=mark)
-        mark = page.mark
+        mark = page.cursor
         return page
 
     psql(seeded, insert, erin)
@@ -164,8 +164,8 @@ def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) 
     last = changes()
 
     assert (last.tasks, last.deleted) == ([], milk)
-    assert last.mark.changed_at == store.get_clock(erin).replace(tzinfo=UTC)
-    assert last.mark.changed_at.year == 2100
+    assert last.cursor.changed_at == store.get_clock(erin)
+    assert last.cursor.changed_at.year == 2100
 
 
 def test_the_deletion_takes_one_user_with_all_tasks_and_nobody_else(seeded: str) -> None:

@@ -10,9 +10,9 @@ import jwt
 import pytest
 from flask import Flask
 
-from tests.conftest import SECRET, sign
+from tests.conftest import SECRET, app_with_commands, sign
 from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
-from todo_service import auth, create_app
+from todo_service.auth import guard
 from todo_service.settings import Settings
 
 REASON = "event=token_refused reason="
@@ -21,7 +21,7 @@ REASON = "event=token_refused reason="
 @pytest.fixture
 def issuer_app(issuer: Issuer, database_url: str) -> Iterator[Flask]:
     issuer.add_key("rsa", "RS256")
-    app = create_app(
+    app = app_with_commands(
         Settings(
             database_url=database_url,
             jwt_jwks_url=issuer.url,
@@ -39,7 +39,7 @@ def ask(app: Flask, token: str) -> int:
 
 
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
-    lines = [r.getMessage() for r in caplog.records if r.name == "todo_service.auth"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "todo_service.auth.guard"]
     assert all(line.startswith(REASON) for line in lines)
     return [line.removeprefix(REASON) for line in lines]
 
@@ -186,7 +186,7 @@ def test_check_token_works_with_a_shared_secret(app: Flask) -> None:
 
 
 def test_check_token_needs_tokens_to_check(database_url: str) -> None:
-    app = create_app(Settings(database_url=database_url), lambda _: "alice")
+    app = app_with_commands(Settings(database_url=database_url), lambda _: "alice")
 
     told = app.test_cli_runner().invoke(args=["check-token", "x"])
 
@@ -208,7 +208,7 @@ def test_an_attack_leaves_ten_reasons_a_second(
     app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: now))
     for _ in range(50):
         assert ask(app, "x.y.z") == 401
     assert reasons(caplog) == ["malformed"] * 10

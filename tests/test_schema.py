@@ -12,8 +12,9 @@ import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
-from tests.conftest import SECRET
-from todo_service import auth, create_app, schemas
+from tests.conftest import SECRET, app_with_commands
+from todo_service import schemas
+from todo_service.auth import guard
 from todo_service.ops.migrate import SQL, apply_schema
 from todo_service.settings import Settings
 
@@ -101,7 +102,7 @@ def test_the_limits_of_the_service_are_those_of_the_schema(
 
     assert numbers("tasks_title_length_check") == [1, schemas.TITLE_LENGTH]
     assert numbers("tasks_description_length_check") == [schemas.DESCRIPTION_LENGTH]
-    assert numbers("users_id_length_check") == [1, auth.USER_ID_BYTES]
+    assert numbers("users_id_length_check") == [1, guard.USER_ID_BYTES]
     assert set(re.findall(r"'(\w+)'", checks["tasks_status_check"])) == set(schemas.STATUSES)
 
 
@@ -201,7 +202,7 @@ def test_the_first_released_schema_can_be_brought_up_to_date(released: str) -> N
 
 
 def test_the_service_is_not_ready_on_the_schema_of_an_earlier_release(released: str) -> None:
-    app = create_app(Settings(database_url=released, jwt_secret=SECRET))
+    app = app_with_commands(Settings(database_url=released, jwt_secret=SECRET))
     client = app.test_client()
     assert client.get("/ready").status_code == 503
 
@@ -307,7 +308,7 @@ def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) 
 def test_an_upgrade_that_never_gets_its_lock_says_so(
     released: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("todo_service.migrate._LOCK_PATIENCE", 0)
+    monkeypatch.setattr("todo_service.ops.migrate._LOCK_PATIENCE", 0)
     before = describe(released)
 
     with psycopg.connect(released) as reading:

@@ -31,19 +31,8 @@ HALF_WAY, LATER = datetime.now(UTC) - timedelta(seconds=100_000), "2100-01-01"
 # One set of parameters for each statement that reads or changes the tasks of one user.
 PARAMETERS = {
     "create_task": ("{user}", "{user}", "x", None, "complete", "{user}", b"digest"),
-    "create_tasks": (
-        "{user}",
-        ["x", "y"],
-        [None, "z"],
-        ["complete"] * 2,
-        "{user}",
-        None,
-        None,
-        "{user}",
-    ),
     # Somebody without tasks, here too.
     "delete_tasks": ("nobody", "nobody", "complete", "nobody", "nobody", "nobody"),
-    "list_tasks_created_at": ("{user}", NOW),
     "update_tasks": ("nobody", "complete", "nobody", "incomplete"),
     "delete_task": ("{user}", "{user}", 150_000, None, None, None, "{user}", "{user}", "{user}"),
     # Somebody without tasks: what there is to delete is not what the look-up costs.

@@ -1,12 +1,12 @@
-"""The connection pool, a connection's limits, and the statement files."""
+"""The stock psycopg pool, a connection's limits, and the statement files."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from select import POLLIN
 from typing import Any, TypeVar
 
@@ -21,14 +21,15 @@ from psycopg.types.datetime import TimestampBinaryLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import embedded
-from todo_service.log import Trace
-from todo_service.ops.migrate import SQL, apply_schema
+from todo_service.log import Timings
 from todo_service.settings import LOOPBACK, Settings
 
 _T = TypeVar("_T")
 
+SQL = Path(__file__).parent.parent / "sql"
+
 # Seconds that /ready waits for a connection, and as many for an answer.
-_CHECK_LIMIT = 2.5
+CHECK_LIMIT = 2.5
 
 # The system's own poll, under gevent too: it is called without waiting, and gevent's is slower.
 _poll = get_original("select", "poll")
@@ -39,23 +40,16 @@ def statement(name: str) -> bytes:
     return (SQL / "queries" / f"{name}.sql").read_bytes()
 
 
-def fetch_one(query: bytes, parameters: Sequence[object], *, repeatable: bool) -> TupleRow | None:
-    """Run one statement and return its first row, or None if there is none."""
+def run(
+    query: bytes,
+    parameters: Sequence[object],
+    *,
+    limit: float | None = None,
+    retry: bool = False,
+) -> list[TupleRow]:
+    """Run one statement on the current app's database; see Database.run."""
     database: Database = current_app.extensions["database"]
-    rows = database.run(query, parameters, repeatable=repeatable)
-    return rows[0] if rows else None
-
-
-def fetch_all(query: bytes, parameters: Sequence[object], *, repeatable: bool) -> list[TupleRow]:
-    """Run one statement and return all its rows."""
-    database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, repeatable=repeatable)
-
-
-def check(query: bytes, parameters: Sequence[object]) -> None:
-    """Run one statement, in less time than one of a request may take."""
-    database: Database = current_app.extensions["database"]
-    database.run(query, parameters, limit=_CHECK_LIMIT)
+    return database.run(query, parameters, limit=limit, retry=retry)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -72,11 +66,6 @@ class Connection(psycopg.Connection[TupleRow]):
     """
 
     limit: float | None = None
-
-    @cached_property
-    def one_cursor(self) -> psycopg.Cursor[TupleRow]:
-        """The cursor of all statements: a new one would look up each type again."""
-        return self.cursor(binary=True)
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         try:
@@ -116,8 +105,8 @@ class Database:
             timeout=settings.db_pool_timeout,
             configure=self._configure,
             check=self._check,
-            # Give each attempt up soon, and start another at once. By the pool's own back-off, a
-            # database that is back would stay unused for as long as it had been away.
+            # Give up after 0.5 s and retry; the pool's back-off could wait as long as the outage
+            # lasted.
             reconnect_timeout=0.5,
             reconnect_failed=lambda pool: pool.check(),
             name="todo-service",
@@ -129,15 +118,7 @@ class Database:
 
         Starts the embedded PostgreSQL if no DATABASE_URL is set.
         """
-        url = self.settings.database_url
-        if url is None:
-            url = embedded.start()
-            apply_schema(url)
-        return complete_conninfo(url, self.settings)
-
-    def prepare(self) -> None:
-        """Start the embedded PostgreSQL, if it is used; else the first connection would do so."""
-        _ = self.conninfo
+        return complete_conninfo(self.settings.database_url or embedded.start(), self.settings)
 
     def open(self) -> None:
         """Start connecting in the background; calling it again does no harm."""
@@ -153,14 +134,14 @@ class Database:
         parameters: Sequence[object],
         *,
         limit: float | None = None,
-        repeatable: bool = False,
+        retry: bool = False,
     ) -> list[TupleRow]:
         """Run one statement on a pooled connection and return all rows of its result.
 
         `limit`, in seconds, is for the wait for a connection, and again for the answer. Without
-        one, those of the settings apply. Raises psycopg.OperationalError when the time is up. A
-        `repeatable` statement does no harm when it runs twice: it runs again if the server went
-        away during the first try.
+        one, those of the settings apply. With `retry`, for a statement that does no harm when it
+        runs twice, it runs again if the server went away during the first try. Raises
+        psycopg.OperationalError when the time is up.
         """
         try:
             return self._run(query, parameters, limit)
@@ -169,7 +150,7 @@ class Database:
             # statement was prepared. The statement has not run. New connections prepare it anew.
             pass
         except psycopg.OperationalError as error:
-            if not (repeatable and _went_away(error)):
+            if not (retry and _went_away(error)):
                 raise
         # The other connections are like this one, or about to be.
         self.pool.drain()
@@ -183,40 +164,22 @@ class Database:
         asked = time.perf_counter()
         started = None
         try:
-            with self._connection(limit) as connection:
+            with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                return connection.one_cursor.execute(query, parameters).fetchall()
+                return connection.cursor(binary=True).execute(query, parameters).fetchall()
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one
-            trace: Trace = g.setdefault("trace", Trace())
-            trace.pool_wait += started - asked
-            trace.database_time += ended - started
-
-    @contextmanager
-    def _connection(self, limit: float | None) -> Iterator[Connection]:
-        """The pool's connection(), without the commit at its end: autocommit has done that."""
-        try:
-            connection = self.pool.getconn(limit)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                # The request was killed while it waited (Greenlet.kill, gevent.Timeout). The pool
-                # still gives it a connection, which is then lost. Let the pool have one more, and
-                # make it now (check) for those who wait already.
-                self.pool.resize(self.pool.min_size, self.pool.max_size + 1)
-                self.pool.check()
-            raise
-        try:
-            yield connection
-        finally:
-            self.pool.putconn(connection)
+            timings: Timings = g.setdefault("timings", Timings())
+            timings.pool_wait += started - asked
+            timings.database += ended - started
 
     def _configure(self, connection: Connection) -> None:
         # Times come without a zone, in UTC whatever the session's zone is: with one, they take
         # seven times as long to be written as JSON.
         connection.adapters.register_loader("timestamptz", TimestampBinaryLoader)
-        connection.limit = _CHECK_LIMIT  # until its first statement sets another
+        connection.limit = CHECK_LIMIT  # until its first statement sets another
 
     def _check(self, connection: Connection) -> None:
         """Refuse a connection that the server has closed, without a round trip.

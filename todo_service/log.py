@@ -92,19 +92,18 @@ class RequestIdFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):  # given by what is logged outside of a request
-            in_request = has_request_context() and "trace" in g
-            record.request_id = g.trace.request_id if in_request else "-"
+            record.request_id = g.get("request_id", "-") if has_request_context() else "-"
         return True
 
 
 @dataclass(slots=True)
-class Trace:
-    """What is noted about a request, for the headers of its response and its line in the log."""
+class Timings:
+    """Of a request, in seconds: by a clock without a date, when it began, and how long it waited
+    for a connection of the pool and for the database."""
 
-    request_id: str = "-"
     started: float = field(default_factory=time.perf_counter)
-    pool_wait: float = 0.0  # seconds, as is the next
-    database_time: float = 0.0
+    pool_wait: float = 0.0
+    database: float = 0.0
 
 
 def quote(value: str) -> str:
@@ -120,7 +119,8 @@ def init_app(app: Flask) -> None:
 def start() -> None:
     """Take the client's request id if it is a valid one, else make one, and start the clock."""
     sent = request.headers.get("X-Request-ID", "")
-    g.trace = Trace(sent if _REQUEST_ID.fullmatch(sent) else new_request_id())
+    g.request_id = sent if _REQUEST_ID.fullmatch(sent) else new_request_id()
+    g.timings = Timings()
 
 
 def new_request_id() -> str:
@@ -129,12 +129,12 @@ def new_request_id() -> str:
 
 def finish(response: Response) -> Response:
     """Set the headers that do not depend on the route, and log the request."""
-    trace: Trace = g.trace
-    elapsed = (time.perf_counter() - trace.started) * 1000
-    database, pool_wait = trace.database_time * 1000, trace.pool_wait * 1000
+    timings: Timings = g.timings
+    elapsed = (time.perf_counter() - timings.started) * 1000
+    database, pool_wait = timings.database * 1000, timings.pool_wait * 1000
     headers = response.headers
     # add, because set would look for an earlier value, and nothing else sets these.
-    headers.add("X-Request-ID", trace.request_id)
+    headers.add("X-Request-ID", g.request_id)
     headers.add("X-Content-Type-Options", "nosniff")
     # https://www.w3.org/TR/server-timing/
     headers.add("Server-Timing", f"db;dur={database:.1f}, pool;dur={pool_wait:.1f}")
@@ -156,7 +156,7 @@ def finish(response: Response) -> Response:
     traceparent = request.headers.get("traceparent")
     if traceparent and (match := _TRACEPARENT.fullmatch(traceparent)):
         line += f" trace={match[1]}"
-    _write_request_line(line, trace.request_id)
+    _write_request_line(line, g.request_id)
     return response
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import struct
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 from marshmallow import (
@@ -20,15 +17,15 @@ from marshmallow import (
 )
 from werkzeug.datastructures import MultiDict
 
-from todo_service.task import Mark, Position, from_microseconds, to_microseconds
+from todo_service.cursors import ChangesCursorField, ListCursorField
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
 # Bytes. The largest legal task is 5,255 code points of 12 bytes each, as pairs of \u escapes.
 MAX_BODY = 64 * 1024
-# Bytes of an array of tasks, and how many it may hold.
-MAX_ARRAY = 1024 * 1024
-MAX_TASKS = 100
+# Bytes of a push, and how many changes it may hold.
+MAX_PUSH = 1024 * 1024
+MAX_CHANGES = 100
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
 # How many unknown fields of a task are named.
@@ -141,74 +138,6 @@ class TaskChanges(TaskBody):
             )
 
 
-class Cursor(fields.Field[Position]):
-    """A position in a list as an opaque token: created_at, id, and a check sum over both.
-
-    The check sum refuses damaged and made-up cursors, and those of `changes`. It needs no secret: a
-    cursor only says where to go on in the list of the user who sends it.
-    """
-
-    default_error_messages = {"invalid": "Invalid cursor"}
-
-    @staticmethod
-    def encode(position: Position) -> str:
-        return _seal(_POSITION.pack(to_microseconds(position.created_at), position.id), b"list")
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Position:
-        try:
-            created_at, task_id = _POSITION.unpack(_unseal(value, b"list"))
-            return Position(from_microseconds(created_at), task_id)
-        except (ValueError, OverflowError, struct.error):
-            raise self.make_error("invalid") from None
-
-
-class ChangesCursor(fields.Field[Mark | None]):
-    """A mark in a user's changes as an opaque token; the beginning, None, is all zeros."""
-
-    default_error_messages = {"invalid": "Invalid cursor"}
-
-    @staticmethod
-    def encode(mark: Mark | None) -> str:
-        if mark is None:
-            return _seal(_MARK.pack(0, 0, 0, 0), b"changes")
-        times = (mark.changed_at, mark.owner_since, mark.in_sync_at)
-        return _seal(_MARK.pack(mark.id, *map(to_microseconds, times)), b"changes")
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Mark | None:
-        try:
-            task_id, *times = _MARK.unpack(_unseal(value, b"changes"))
-            if task_id == 0:
-                return None
-            changed_at, owner_since, in_sync_at = map(from_microseconds, times)
-            return Mark(changed_at, task_id, owner_since, in_sync_at)
-        except (ValueError, OverflowError, struct.error):
-            raise self.make_error("invalid") from None
-
-
-_POSITION = struct.Struct(">qq")
-_MARK = struct.Struct(">qqqq")
-
-
-def _seal(body: bytes, kind: bytes) -> str:
-    return base64.urlsafe_b64encode(body + _check_sum(body, kind)).decode()
-
-
-def _unseal(token: str, kind: bytes) -> bytes:
-    """What _seal was given for this token and kind. Raises ValueError for anything else."""
-    raw = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
-    body = raw[:-_CHECK_SUM_BYTES]
-    if raw[-_CHECK_SUM_BYTES:] != _check_sum(body, kind):
-        raise ValueError
-    return body
-
-
-_CHECK_SUM_BYTES = 8
-
-
-def _check_sum(body: bytes, kind: bytes) -> bytes:
-    return blake2b(body, digest_size=_CHECK_SUM_BYTES, person=b"todo " + kind).digest()
-
-
 class Limit(fields.Field[int]):
     default_error_messages = {"invalid": f"Limit must be an integer from 1 to {MAX_LIMIT}"}
 
@@ -237,7 +166,7 @@ class Query(Schema):
 class ListQuery(Query):
     status = _status(load_default=None)
     limit = Limit(load_default=None)
-    cursor = Cursor(load_default=None)
+    cursor = ListCursorField(load_default=None)
 
 
 class StatusQuery(Query):
@@ -248,7 +177,7 @@ class StatusQuery(Query):
 
 class ChangesQuery(Query):
     limit = Limit(load_default=500)
-    cursor = ChangesCursor(load_default=None)
+    cursor = ChangesCursorField(load_default=None)
 
 
 NO_FIELDS = Body()
@@ -260,7 +189,7 @@ LIST_QUERY = ListQuery()
 STATUS_QUERY = StatusQuery()
 CHANGES_QUERY = ChangesQuery()
 
-# Faults of the name of a field or parameter, rather than of its value.
+# Errors about a field's name, not its value.
 _OF_A_NAME = frozenset({"Unknown field", "Unknown parameter", "Parameter given twice"})
 
 

@@ -15,7 +15,6 @@ NOT_AN_OBJECT = "Request body must be a JSON object"
 TITLE_LONG = "Title must be 255 characters or less"
 DESCRIPTION_LONG = "Description must be 5000 characters or less"
 STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
-TOO_LARGE = "Request body must be at most 64 KiB, an array of tasks at most 1 MiB"
 NO_FIELD = "At least one field (title, description or status) must be provided"
 
 # For create and update alike.
@@ -72,7 +71,8 @@ EITHER = [
     ),
 ]
 ON_CREATE = [
-    ("[]", "Send 1 to 100 tasks"),
+    ("[]", NOT_AN_OBJECT),
+    ('[{"title": "x"}]', NOT_AN_OBJECT),
     ("{}", "Title is required"),
     ('{"title": null}', "Title is required"),
     ('{"title": ""}', "Title is required"),
@@ -136,7 +136,6 @@ def test_a_bad_update_is_refused_and_changes_nothing(
         ('{"b": 1, "id": 1}', "Unknown field: b; Unknown field: id"),
         (r'{"\ud800": 1}', r"Unknown field: \ud800"),
         ("[]", NOT_AN_OBJECT),
-        ("null", NOT_AN_OBJECT),
         ("false", NOT_AN_OBJECT),
         (" ", NOT_AN_OBJECT),
         ("{", NOT_AN_OBJECT),
@@ -308,24 +307,8 @@ def test_a_body_over_64_kib_is_refused(alice: User, size: int, chunked: bool) ->
     answer = alice.post(alice.tasks, content=content, headers=JSON)
 
     assert answer.status_code == 413
-    # What is announced as larger than any body may be is not looked at.
-    unseen = size > 1024 * 1024 and not chunked
-    expected = TOO_LARGE if unseen else "Request body must be at most 64 KiB"
-    assert answer.json() == {"error": expected}
-    assert alice.get(alice.tasks).json() == []
-
-
-@pytest.mark.parametrize("size", [64 * 1024 + 1, 5_000_000])
-@pytest.mark.parametrize("chunked", [False, True])
-def test_only_a_create_takes_more_than_64_kib(alice: User, size: int, chunked: bool) -> None:
-    path = alice.path(alice.create())
-    body = b"[]".ljust(size)
-    content = iter([body]) if chunked else body
-
-    answer = alice.put(path, content=content, headers=JSON)
-
-    assert answer.status_code == 413
     assert answer.json() == {"error": "Request body must be at most 64 KiB"}
+    assert alice.get(alice.tasks).json() == []
 
 
 def test_of_many_unknown_fields_the_first_twenty_are_named(alice: User) -> None:

@@ -129,6 +129,7 @@ def test_completing_and_reopening_may_be_repeated(alice: User) -> None:
         (b"{}", "application/json"),
         (b" { } ", "application/json; charset=utf-8"),
         (b"{}", "application/merge-patch+json"),
+        (b"null", "application/json"),
     ],
 )
 @pytest.mark.parametrize("chunked", [False, True])

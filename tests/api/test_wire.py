@@ -158,7 +158,7 @@ def test_a_body_announced_too_large_is_refused_before_it_is_sent(alice: User) ->
 
     status, _, body = send(alice, head)
 
-    message = "Request body must be at most 64 KiB, an array of tasks at most 1 MiB"
+    message = "Request body must be at most 64 KiB"
     assert (status, json.loads(body)) == (413, {"error": message})
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 import os
 import re
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
 import schemathesis
 
 from tests.conftest import User, sign
-from todo_service.schemas import ChangesCursor, Cursor
-from todo_service.task import Position
+from todo_service.cursors import encode_changes_cursor, encode_list_cursor
+from todo_service.task import ListCursor
 
 user = User(os.environ["SCHEMATHESIS_SERVER"], os.environ["SCHEMATHESIS_USER"])
 # Newer than any task, so that the page behind it holds the newest ones.
-CURSOR = Cursor.encode(Position(datetime(9000, 1, 1, tzinfo=UTC), 1))
+CURSOR = encode_list_cursor(ListCursor(datetime(9000, 1, 1), 1))
 # The changes from the first one on.
-BEGINNING = ChangesCursor.encode(None)
+BEGINNING = encode_changes_cursor(None)
 # The cursors of changes so far. A sequence of requests goes on from one of them.
 cursors: set[str] = set()
 # The ids of all tasks so far. A sequence of requests goes on with one of them, deleted or not.

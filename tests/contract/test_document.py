@@ -17,8 +17,10 @@ from psycopg import sql
 import todo_service
 from tests.conftest import User
 from tests.contract.conftest import DOCUMENT
-from todo_service import auth, routing, schemas
+from todo_service import schemas
+from todo_service.auth import guard
 from todo_service.schemas import NEW_TASK, TASK_CHANGES
+from todo_service.web import routing
 
 METHODS = {"get", "put", "post", "delete", "patch"}
 
@@ -174,7 +176,7 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
     assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
     of_changes = components["parameters"]["ChangesLimit"]["schema"]
     assert of_changes == limit | {"default": schemas.CHANGES_QUERY.fields["limit"].load_default}
-    assert user_id["maxLength"] == auth.USER_ID_BYTES
+    assert user_id["maxLength"] == guard.USER_ID_BYTES
     assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]
     low, high = bounds(check(connection, "tasks_idempotency_key_length_check"))
     for form in ("{}", '"{}"'):
@@ -182,14 +184,11 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
             assert re.search(key["pattern"], form.format("x" * length))
         for length in (low - 1, high + 1):
             assert not re.search(key["pattern"], form.format("x" * length))
-    small, large = f"{schemas.MAX_BODY // 1024} KiB", f"{schemas.MAX_ARRAY // 1024**2} MiB"
+    small = f"{schemas.MAX_BODY // 1024} KiB"
     for name in ("TaskPatch", "StatusPatch"):
         assert small in components["requestBodies"][name]["description"]
     create = document["paths"]["/api/{user_id}/tasks"]["post"]
     assert small in create["requestBody"]["description"]
-    assert large in create["requestBody"]["description"]
-    tasks = components["schemas"]["NewTasks"]
-    assert (tasks["minItems"], tasks["maxItems"]) == (1, schemas.MAX_TASKS)
 
 
 def test_bodies_have_the_fields_of_the_schemas(document: dict[str, Any]) -> None:
@@ -293,10 +292,6 @@ def test_the_service_sends_what_is_documented_and_no_more(
                 assert answer.status_code == int(status)
                 assert_exact(document, content["application/json"]["schema"], answer.json())
     assert not answers
-    created = document["paths"]["/api/{user_id}/tasks"]["post"]["responses"]["201"]
-    content = resolve(document, created)["content"]["application/json"]
-    several = alice.post(alice.tasks, json=[{"title": "x"}, {"title": "y"}])
-    assert_exact(document, content["schema"], several.json())
     assert [e.status_code for e in errors] == [400, 401, 403, 404, 405, 412, 413, 415]
     for answer in errors:
         assert_exact(document, document["components"]["schemas"]["ErrorMessage"], answer.json())

@@ -85,7 +85,7 @@ def test_a_generated_client_creates_lists_completes_deletes_and_follows_a_task(
         assert (later.tasks, later.deleted, later.more) == ([], [task.id], False)
 
 
-def test_a_generated_client_creates_completes_and_clears_many_tasks(
+def test_a_generated_client_completes_and_clears_many_tasks(
     package: str, server: str, alice: User
 ) -> None:
     models = importlib.import_module(f"{package}.models")
@@ -96,11 +96,8 @@ def test_a_generated_client_creates_completes_and_clears_many_tasks(
     complete, incomplete = models.Status.COMPLETE, models.Status.INCOMPLETE
 
     with importlib.import_module(package).AuthenticatedClient(server, sign(alice.id)) as client:
-        body = [models.NewTask("Buy milk"), models.NewTask("Call", status=complete)]
-        tasks = create.sync(alice.id, client=client, body=body)
-        assert [task.title for task in tasks] == ["Buy milk", "Call"]
-        refused = create.sync(alice.id, client=client, body=[*body, models.NewTask("")])
-        assert refused.error == "Item 2: Title is required"
+        for body in (models.NewTask("Buy milk"), models.NewTask("Call", status=complete)):
+            assert create.sync(alice.id, client=client, body=body).title == body.title
 
         change = models.StatusChange(complete)
         updated = update.sync(alice.id, client=client, body=change, status=incomplete)

@@ -100,7 +100,7 @@ class Writer:
             count, known = self.board.pick(self.dice)
             chance = self.dice.random()
             if known is None or count < FEW or (chance < 0.2 and count < MANY):
-                self.create(self.dice.choice([1, 1, 1, 3]))
+                self.create()
             elif chance > 0.98:
                 self.change_all()
             elif chance < 0.4 or count >= MANY:
@@ -122,24 +122,18 @@ class Writer:
         self.sent += 1
         return f"{self.name}-{self.sent}"
 
-    def create(self, count: int) -> None:
-        titles = [self.new_text() for _ in range(count)]
-        headers = {"Idempotency-Key": titles[0]} if self.dice.random() < 0.5 else {}
-        body = [{"title": title} for title in titles]
-        started = time.monotonic()
-        writes = [Write("create", started, fields) for fields in body]
-        self.history.writes += writes
+    def create(self) -> None:
+        fields = {"title": self.new_text()}
+        headers = {"Idempotency-Key": fields["title"]} if self.dice.random() < 0.5 else {}
+        write = Write("create", time.monotonic(), fields)
+        self.history.writes.append(write)
         for _ in range(1000 if headers else 1):  # with a key, until there is an answer
-            sent = body if count > 1 else body[0]
-            answer = ask(self.user, "POST", self.user.tasks, json=sent, headers=headers)
-            if answer is None:
-                continue
-            tasks = answer.json() if count > 1 else [answer.json()]
-            for write, task in zip(writes, tasks, strict=True):
+            answer = ask(self.user, "POST", self.user.tasks, json=fields, headers=headers)
+            if answer is not None:
                 write.outcome, write.ended = "done", time.monotonic()
-                write.result, write.task_id = task, task["id"]
-                self.board.note_task(task, answer.headers.get("ETag"))
-            return
+                write.result, write.task_id = answer.json(), answer.json()["id"]
+                self.board.note_task(write.result, answer.headers["ETag"])
+                return
 
     def change_all(self) -> None:
         kind, method, body = self.dice.choice(

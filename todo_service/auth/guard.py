@@ -11,9 +11,9 @@ from typing import Any
 from flask import Flask, Request, g, request
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
+from todo_service.auth.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings
-from todo_service.auth.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import flask_swagger_ui  # type: ignore[import-untyped]
 from flask import Blueprint, Response, current_app, send_file, send_from_directory, url_for
 from werkzeug.exceptions import NotFound
 
-from todo_service.web.body import respond, unless_known
+from todo_service.web.body import respond
+from todo_service.web.conditions import answer_304_if_known
 
 _PACKAGE = Path(__file__).parent.parent
 _PAGE = _PACKAGE / "swagger"
@@ -50,14 +51,14 @@ def show_document() -> Response:
     # RFC 9512 names the type. conditional=False, here and below: Flask would also evaluate dates
     # and ranges, and answer them with errors in a form of its own.
     path = _PACKAGE / "openapi.yaml"
-    return unless_known(send_file(path, mimetype="application/yaml", conditional=False))
+    return answer_304_if_known(send_file(path, mimetype="application/yaml", conditional=False))
 
 
 # /docs without the slash gives the same answer, and no redirect: Werkzeug's names a scheme and a
 # host, and behind a proxy that ends TLS the scheme would be wrong.
 @docs.get("/docs/", strict_slashes=False)
 def show_page() -> Response:
-    response = unless_known(send_file(_PAGE / "index.html", conditional=False))
+    response = answer_304_if_known(send_file(_PAGE / "index.html", conditional=False))
     response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
     return response
 
@@ -67,6 +68,6 @@ def show_asset(path: str) -> Response:
     folder = _ASSETS.get(path)
     if folder is None:
         raise NotFound
-    return unless_known(
+    return answer_304_if_known(
         send_from_directory(folder, path, max_age=_ASSET_LIFETIME, conditional=False)
     )

@@ -1,4 +1,4 @@
-"""What the service makes of a token, told to a person: what came, what it expects, what to do."""
+"""Explain why a token is accepted or refused: what came, what is expected, what to do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jwt
 from werkzeug.exceptions import ServiceUnavailable
 
 from todo_service.auth.guard import check_user_id
-from todo_service.settings import Settings
 from todo_service.auth.tokens import LEEWAY, TokenRefused, Verifier
+from todo_service.settings import Settings
 
 _JWT_PLUGIN = (
     "Take the token of Better Auth's jwt plugin, from authClient.token() or GET /api/auth/token."
@@ -38,7 +38,7 @@ _HINTS = {
 }
 
 
-def examine(token: str, settings: Settings) -> tuple[bool, str]:
+def explain(token: str, settings: Settings) -> tuple[bool, str]:
     """Whether the service accepts the token, and the report. The token itself is not in it.
 
     Raises SettingsError if the settings have no way to verify tokens.

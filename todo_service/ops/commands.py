@@ -18,18 +18,17 @@ from dotenv import load_dotenv
 from flask import Flask, current_app
 
 from todo_service import embedded, store
-from todo_service.ops.check_token import examine
 from todo_service.database import Database
+from todo_service.ops.check_token import explain
 from todo_service.ops.doctor import doctor, first_line
-from todo_service.web.body import encode
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings, SettingsError
+from todo_service.web.body import encode
 
 _DAY = 24 * 60 * 60
 
 # What an export reads in one statement.
 _PAGE_TASKS = 500
-_PAGE_BYTES = 1024 * 1024
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -62,7 +61,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         if given == "-":
             given = sys.stdin.buffer.read().decode(errors="replace")
         try:
-            accepted, report = examine(given.strip(), settings)
+            accepted, report = explain(given.strip(), settings)
         except SettingsError as error:
             raise click.ClickException(str(error)) from None
         click.echo(report)
@@ -75,7 +74,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         """Write all tasks of USER to standard output, newest first, one JSON object a line."""
         count = 0
         with _reached():
-            for page in store.pages_of_tasks(user, limit=_PAGE_TASKS, size=_PAGE_BYTES):
+            for page in store.pages_of_tasks(user, limit=_PAGE_TASKS, size=store.PAGE_BYTES):
                 click.echo(b"\n".join(map(encode, page)))
                 count += len(page)
         # Not on standard output, which holds tasks and nothing else.

@@ -1,4 +1,4 @@
-"""What a deployer gets wrong: `flask --app wsgi doctor`, a line a check."""
+"""What a deployer gets wrong: `flask --app wsgi doctor`, a line per check."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 
-from todo_service import jwks, migrate, store
-from todo_service.database import Connection, Database, complete_conninfo
-from todo_service.settings import Settings
+from todo_service import store
+from todo_service.auth import jwks
 from todo_service.auth.tokens import LEEWAY
+from todo_service.database import SQL, Connection, Database, complete_conninfo
+from todo_service.ops import migrate
+from todo_service.settings import Settings
 
 _LIMIT = 5.0  # seconds that a statement may take
 
 _ROUNDS = 10  # of comparing two connections: a busy pooler may keep them apart in the first ones
 
-_CONNECTION_LIMIT = (migrate.SQL / "doctor" / "connection_limit.sql").read_bytes()
+_CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
 
 _T = TypeVar("_T")
 
@@ -57,16 +59,16 @@ class Session(NamedTuple):
 @click.command()
 @with_appcontext
 def doctor() -> None:
-    """Check what a deployer gets wrong: a line a check, exit code 1 if something is wrong."""
+    """Check what a deployer gets wrong: a line per check, exit code 1 if something is wrong."""
     healthy = True
-    for ok, check, text in examine(current_app.extensions["database"]):
+    for ok, check, text in check_all(current_app.extensions["database"]):
         click.echo(f"{'ok' if ok else 'wrong'} {check}: {text}")
         healthy = healthy and ok
     if not healthy:
         raise SystemExit(1)
 
 
-def examine(database: Database) -> Iterator[Finding]:
+def check_all(database: Database) -> Iterator[Finding]:
     """What each check finds, one after another."""
     try:
         session = reach(database)

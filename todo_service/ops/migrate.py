@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-SQL = Path(__file__).parent.parent / "sql"
+from todo_service.database import SQL
 
 INIT_DB = "Run `flask --app wsgi init-db`"
 

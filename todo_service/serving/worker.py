@@ -35,7 +35,7 @@ from gevent.server import StreamServer
 from gunicorn.http.errors import InvalidHeader, LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from todo_service.web.errors import answer_unparsed
+from todo_service.serving.unparsed import answer_unparsed
 
 MAX_HEAD = 32 * 1024  # bytes of a request's head: request line and header fields together
 PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE

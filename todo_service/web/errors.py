@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
-from http import HTTPStatus
-from socket import socket
 
 import psycopg
 from flask import Flask, Response, current_app
-from gunicorn.http.errors import (
-    ExpectationFailed,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    ParseException,
-    UnsupportedTransferCoding,
-)
 from marshmallow import ValidationError
-from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 
-from todo_service.web.body import encode, respond
-from todo_service.log import new_request_id, quote
+from todo_service.log import quote
 from todo_service.schemas import describe
-
-log = logging.getLogger(__name__)
+from todo_service.web.body import respond
 
 # In place of Werkzeug's own sentences, which are long and name what a client does not know.
 _MESSAGES = {
@@ -35,21 +22,9 @@ _MESSAGES = {
     404: "Not found",
     405: "Method not allowed",
     413: "Request body must be at most 64 KiB",
-    414: "Request line must be at most 8190 bytes",
-    417: "Expectation failed",
-    431: "Request head must be at most 32 KiB, with 100 header fields of 8190 bytes",
     500: "Internal server error",
-    501: "Transfer coding not supported",
     503: "Service temporarily unavailable",
 }
-# What gunicorn refuses with another status than 400.
-_UNPARSED: dict[type[Exception], int] = {
-    LimitRequestLine: 414,
-    ExpectationFailed: 417,
-    LimitRequestHeaders: 431,
-    UnsupportedTransferCoding: 501,
-}
-
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 # By class: connection exception, insufficient resources, operator intervention (restart, timeout),
 # system error, transaction rollback (deadlock, serialization).
@@ -65,7 +40,6 @@ def init_app(app: Flask) -> None:
     """Register one handler for each kind of failure."""
     app.register_error_handler(HTTPException, answer_http)
     app.register_error_handler(ValidationError, answer_validation)
-    app.register_error_handler(ParseException, answer_malformed)
     app.register_error_handler(psycopg.Error, answer_database)
     app.register_error_handler(Exception, answer_bug)
 
@@ -83,11 +57,6 @@ def answer_http(error: HTTPException) -> Response:
 
 def answer_validation(error: ValidationError) -> Response:
     return respond({"error": describe(error)}, 400)
-
-
-def answer_malformed(_: ParseException) -> Response:
-    """gunicorn reads a chunked body when the application asks for it, and finds its faults then."""
-    return answer_http(BadRequest())
 
 
 def answer_database(error: psycopg.Error) -> Response:
@@ -111,7 +80,7 @@ def answer_database(error: psycopg.Error) -> Response:
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass a streamed body on. A failure can only be logged: its answer has begun already."""
+    """Log a database failure mid-stream: the 200 has been sent."""
     try:
         yield from chunks
     except psycopg.Error as error:
@@ -121,32 +90,6 @@ def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
             type(error).__name__,
         )
         raise
-
-
-def answer_unparsed(client: socket, error: Exception) -> None:
-    """Answer, on its connection, what did not become a request of the application.
-
-    Nothing that the client sent is logged: in a malformed request, a token may be anywhere.
-    """
-    status, request_id = 500, new_request_id()
-    fields = {"request_id": request_id}
-    if isinstance(error, ParseException):
-        status, reason = _UNPARSED.get(type(error), 400), type(error).__name__
-        log.warning("event=malformed_request status=%d reason=%s", status, reason, extra=fields)
-    else:
-        log.error("event=bug", exc_info=error, extra=fields)
-    body = encode({"error": _MESSAGES[status]})
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        "Connection: close",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        "X-Content-Type-Options: nosniff",
-        f"X-Request-ID: {request_id}",
-    )
-    with suppress(OSError):
-        client.sendall("\r\n".join((*head, "", "")).encode() + body)
 
 
 def answer_bug(error: Exception) -> Response:

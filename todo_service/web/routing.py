@@ -1,12 +1,20 @@
-"""How a user id and a task id look in a path."""
+"""How a user id and a task id look in a path, and what a view takes from a query."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from collections.abc import Callable, Mapping
+from functools import lru_cache, wraps
+from typing import Any
+from urllib.parse import parse_qsl, quote
 
+from flask import Flask, Response, request, url_for
 from marshmallow import ValidationError
+from werkzeug.datastructures import MultiDict
 from werkzeug.routing import BaseConverter
+from werkzeug.urls import iri_to_uri
+
+from todo_service.schemas import Query
 
 MAX_ID = 2**63 - 1
 
@@ -28,7 +36,7 @@ class UserIdConverter(BaseConverter):
 
 
 class TaskIdConverter(BaseConverter):
-    """One segment, as it came: parse_task_id checks it, so that a bad id is a 400 and not a 404.
+    """One segment, as it came: `takes` reads it, so that a bad id is a 400 and not a 404.
 
     Never a word with which another path ends. Else, with a user id such as `team/tasks`, the path
     of the list would be taken for a task of `team`.
@@ -37,9 +45,57 @@ class TaskIdConverter(BaseConverter):
     regex = r"(?!(?:tasks|changes)\Z)[^/]+"
 
 
+def init_app(app: Flask) -> None:
+    app.url_map.converters["user_id"] = UserIdConverter
+    app.url_map.converters["task_id"] = TaskIdConverter
+    # A user id may hold two slashes in a row, and a redirect would lose a request's body.
+    app.url_map.merge_slashes = False
+
+
 def parse_task_id(text: str) -> int:
     """The id in a path: ASCII digits, 1 to 2^63-1. Raises ValidationError for anything else."""
     match = _ID.fullmatch(text)
     if match is None or int(match[1]) > MAX_ID:
         raise ValidationError("Invalid task ID")
     return int(match[1])
+
+
+def path_of(endpoint: str, **values: Any) -> str:
+    """url_for, with the path of a mount percent-encoded too: a header holds ASCII only."""
+    return iri_to_uri(url_for(endpoint, **values))
+
+
+View = Callable[..., Response]
+
+
+def takes(*, query: Query) -> Callable[[View], View]:
+    """Give a view the task's id as a number, and its query, if that may hold anything, parsed.
+
+    What is wrong with either is a 400. Token and owner were checked before.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def checked(**arguments: Any) -> Response:
+            if "task_id" in arguments:
+                arguments["task_id"] = parse_task_id(arguments["task_id"])
+            if query.fields:
+                arguments["query"] = parse_query(query, request.query_string)
+            elif request.query_string:
+                parse_query(query, request.query_string)
+            return view(**arguments)
+
+        return checked
+
+    return decorate
+
+
+@lru_cache(maxsize=128)
+def parse_query(schema: Query, query_string: bytes) -> Mapping[str, Any]:
+    """What a query asks for. Remembered, because most clients send the same few.
+
+    Raises ValidationError.
+    """
+    parameters = parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True)
+    query: Mapping[str, Any] = schema.load(MultiDict(parameters))
+    return query
