@@ -153,10 +153,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that holds what requirements.txt names."""
+    """A virtual environment that holds what requirements.txt names, hashes checked."""
     folder = tmp_path_factory.mktemp("environment") / "python"
     venv.create(folder)
-    pip(folder, "install", "--quiet", "-r", str(ROOT / "requirements.txt"))
+    wheels = ("--only-binary", ":all:", "--require-hashes")
+    pip(folder, "install", "--quiet", *wheels, "-r", str(ROOT / "requirements.txt"))
     return folder
 
 
