@@ -98,14 +98,17 @@ class User(httpx.Client):
 @pytest.fixture(scope="session")
 def database_url() -> str:
     """TEST_DATABASE_URL, else an embedded cluster of this run's own."""
-    url = os.environ.get("TEST_DATABASE_URL")
-    if url is None:
-        folder = Path(tempfile.mkdtemp(prefix="todo-service-"))
-        # Registered first, so run last: after the server has stopped.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        url = embedded.start(folder)
+    url = os.environ.get("TEST_DATABASE_URL") or start_cluster()
     apply_schema(url)
     return url
+
+
+def start_cluster() -> str:
+    """Start a PostgreSQL with a cluster of its own, for this run, and return its URL."""
+    folder = Path(tempfile.mkdtemp(prefix="todo-service-"))
+    # Registered first, so run last: after the server has stopped.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return embedded.start(folder)
 
 
 @pytest.fixture
