@@ -12,8 +12,9 @@ export PGBOUNCER ?= /usr/sbin/pgbouncer
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
-	@echo "When it is listening, paste this into another terminal:"
+run: .venv/running .env ## serve on port 8000, with an embedded PostgreSQL
+	@$(BIN)/python -c "$$ADDRESS"
+	@echo "or paste this into another terminal:"
 	@echo
 	@$(BIN)/flask --app wsgi token alice --curl 2>/dev/null \
 		|| echo "(a request with a token of your issuer; docs/identity.md says which)"
@@ -22,6 +23,19 @@ run: .venv/installed .env ## serve on port 8000, with an embedded PostgreSQL
 	@echo "CORS_ORIGINS=http://localhost:3000 make run"
 	@echo
 	@exec $(BIN)/gunicorn wsgi:app
+
+# On a port that is taken, gunicorn would try for five seconds and not say what to do.
+define ADDRESS
+import os, socket, sys
+from wsgi import settings
+port = settings.port
+try:
+    socket.create_server(("", port)).close()
+except OSError as error:
+    sys.exit(f"Port {port}: {os.strerror(error.errno)}. Take another: PORT={port + 1} make run")
+print(f"When it is listening, try every request at http://localhost:{port}/docs/")
+endef
+export ADDRESS
 
 check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
 	$(BIN)/pytest -q -m "not slow"
@@ -57,7 +71,7 @@ $(CHROMIUM) $(PGBOUNCER):
 		&& $$sudo env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $(package) > /dev/null
 
-psql: .venv/installed ## psql on the development database
+psql: .venv/running ## psql on the development database
 	@$(BIN)/python -c "import sys; from todo_service.ops import commands; sys.exit(commands.psql())"
 
 # ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
@@ -76,8 +90,16 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 	.venv-bench/bin/$(PIP_INSTALL) -r bench/requirements.txt
 	@touch $@
 
-.venv/installed: requirements-dev.txt
+# What serves. Debian and Ubuntu have a Python without ensurepip, which makes no environment.
+.venv/running: requirements-run.txt
+	@$(PYTHON) -c "import ensurepip" 2> /dev/null \
+		|| { echo "$(PYTHON) cannot make an environment: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/$(PIP_INSTALL) --require-hashes -r requirements-run.txt
+	@touch $@
+
+# What tests and checks need on top of it.
+.venv/installed: .venv/running requirements-dev.txt
 	$(BIN)/$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@
 

@@ -107,14 +107,17 @@ class User(httpx.Client):
 @pytest.fixture(scope="session")
 def database_url() -> str:
     """TEST_DATABASE_URL, else an embedded cluster of this run's own."""
-    url = os.environ.get("TEST_DATABASE_URL")
-    if url is None:
-        folder = Path(tempfile.mkdtemp(prefix="todo-service-"))
-        # Registered first, so run last: after the server has stopped.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        url = embedded.start(folder)
+    url = os.environ.get("TEST_DATABASE_URL") or start_cluster()
     apply_schema(url)
     return url
+
+
+def start_cluster() -> str:
+    """Start a PostgreSQL with a cluster of its own, for this run, and return its URL."""
+    folder = Path(tempfile.mkdtemp(prefix="todo-service-"))
+    # Registered first, so run last: after the server has stopped.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return embedded.start(folder)
 
 
 @pytest.fixture
@@ -162,10 +165,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that holds what requirements.txt names."""
+    """A virtual environment that holds what requirements.txt names, hashes checked."""
     folder = tmp_path_factory.mktemp("environment") / "python"
     venv.create(folder)
-    pip(folder, "install", "--quiet", "-r", str(ROOT / "requirements.txt"))
+    wheels = ("--only-binary", ":all:", "--require-hashes")
+    pip(folder, "install", "--quiet", *wheels, "-r", str(ROOT / "requirements.txt"))
     return folder
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Run:
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 # The shared environment is not to be made again, whatever its age.
-                ["make", "--old-file=.venv/installed", "run"],
+                ["make", "--old-file=.venv/running", "run"],
                 cwd=folder,
                 env={"PATH": os.environ["PATH"], "PORT": str(self.port)} | environ,
                 stdout=stream,
@@ -73,10 +74,7 @@ class Run:
 
 
 def shell(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=30, check=True
-    )
-    return done.stdout
+    return subprocess.check_output(["bash", "-c", command], cwd=folder, text=True, timeout=60)
 
 
 def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: Path) -> None:
@@ -86,7 +84,7 @@ def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: P
     assert answer.startswith("HTTP/1.1 201")
     assert '"title":"Buy milk"' in answer
     assert "make run" not in answer
-    rows = shell("echo 'SELECT user_id, title FROM tasks' | make -o .venv/installed psql", checkout)
+    rows = shell("echo 'SELECT user_id, title FROM tasks' | make -o .venv/running psql", checkout)
     assert "alice   | Buy milk" in rows
     assert (checkout / ".env").stat().st_mode & 0o077 == 0
 
@@ -103,6 +101,60 @@ def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: P
     third = Run(checkout)
     third.interrupt()
     assert processes_of(checkout) == []
+
+
+def test_the_page_for_the_shell_goes_on_from_the_first_task(checkout: Path) -> None:
+    page = (ROOT / "docs" / "curl.md").read_text()
+    code = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    # A comment that begins as JSON is what the command above it answers; an ellipsis is anything.
+    answers = re.findall(r"^# ([{[].*(?:\n#  .*)*)", code, re.MULTILINE)
+    run = Run(checkout)
+    assert f"http://localhost:{run.port}/docs/" in run.log.read_text()
+    shell(run.curl(), checkout)
+
+    said = shell(code.replace("localhost:8000", f"localhost:{run.port}"), checkout)
+
+    for answer in answers:
+        pattern = re.escape(answer.replace("\n#  ", "")).replace("…", ".*")
+        # Ids and times are the page's own.
+        pattern = re.sub(r'(?<="id":)\d+', r"\\d+", pattern)
+        pattern = re.sub(r"\d{4}\\-[\d\\-]+T[\d:\\.]+Z", r"[-\\d]+T[\\d:.]+Z", pattern)
+        found = re.search(f"^{pattern}\n", said, re.MULTILINE)
+        assert found, (answer, said)
+        said = said[found.end() :]
+    assert len(answers) == 12
+    assert said == ""
+    run.interrupt()
+
+
+def test_a_port_that_is_taken_is_told_with_the_way_out(checkout: Path) -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            ["make", "--old-file=.venv/running", "run"],
+            cwd=checkout,
+            env={"PATH": os.environ["PATH"], "PORT": str(port)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    said, make = done.stderr.splitlines()
+    assert said == (f"Port {port}: Address already in use. Take another: PORT={port + 1} make run")
+    assert make.startswith("make: ***")
+
+
+def test_a_python_that_makes_no_environment_is_told_with_what_to_install(checkout: Path) -> None:
+    (checkout / ".venv").unlink()
+    # Debian's Python without its package python3-venv has the one module and not the other.
+    without = checkout / "ensurepip.py"
+    without.write_text("raise ImportError")
+
+    done = subprocess.run(["make", "run"], cwd=checkout, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout == "python3 cannot make an environment: apt-get install python3-venv\n"
+    assert done.stderr.startswith("make: ***") and done.stderr.count("\n") == 1
+    assert not (checkout / ".venv").exists()
 
 
 def test_a_page_may_call_what_runs_as_make_run_says(checkout: Path) -> None:
@@ -122,6 +174,6 @@ def test_a_page_may_call_what_runs_as_make_run_says(checkout: Path) -> None:
 def test_psql_works_while_nothing_runs_and_leaves_nothing_behind(checkout: Path) -> None:
     (checkout / ".env").touch()
 
-    assert "(1 row)" in shell("echo 'SELECT 1' | make -o .venv/installed psql", checkout)
+    assert "(1 row)" in shell("echo 'SELECT 1' | make -o .venv/running psql", checkout)
 
     assert processes_of(checkout) == []

