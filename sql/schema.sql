@@ -26,18 +26,13 @@ CREATE TABLE IF NOT EXISTS tasks (
     status text NOT NULL DEFAULT 'incomplete',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    idempotency_key text,
-    idempotency_digest bytea,
-    idempotency_replays integer NOT NULL DEFAULT 0,
     CONSTRAINT tasks_pkey PRIMARY KEY (user_id, id),
     CONSTRAINT tasks_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE,
     CONSTRAINT tasks_title_length_check CHECK (char_length(title) BETWEEN 1 AND 255),
     -- White space is spelled out, because '\s' is another set under every collation.
     CONSTRAINT tasks_title_blank_check CHECK (title ~ '[^\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'),
     CONSTRAINT tasks_description_length_check CHECK (char_length(description) <= 5000),
-    CONSTRAINT tasks_status_check CHECK (status IN ('incomplete', 'complete')),
-    CONSTRAINT tasks_idempotency_key_length_check CHECK (char_length(idempotency_key) BETWEEN 1 AND 255),
-    CONSTRAINT tasks_idempotency_digest_check CHECK ((idempotency_key IS NULL) = (idempotency_digest IS NULL))
+    CONSTRAINT tasks_status_check CHECK (status IN ('incomplete', 'complete'))
 );
 
 COMMENT ON TABLE users IS 'Owners of tasks. The identity provider owns users; a row appears here with the first task of its user.';
@@ -53,11 +48,9 @@ COMMENT ON COLUMN tasks.description IS 'At most 5000 characters, stored exactly 
 COMMENT ON COLUMN tasks.status IS '"incomplete" or "complete".';
 COMMENT ON COLUMN tasks.created_at IS 'When the task was created; never changes.';
 COMMENT ON COLUMN tasks.updated_at IS 'When the task last changed: changed_at of its owner then. Grows by at least a microsecond with every change.';
-COMMENT ON COLUMN tasks.idempotency_key IS 'The Idempotency-Key header that the task was created with; unique per user. NULL: none was sent.';
-COMMENT ON COLUMN tasks.idempotency_digest IS 'SHA-256 of the validated request that created the task; NULL without a key.';
-COMMENT ON COLUMN tasks.idempotency_replays IS 'How often the create was repeated with the same key and answered with this task.';
 
--- What 0.1.0 did not have: the clock of a user's changes, and what was deleted.
+-- What 0.1.0 did not have: the clock of a user's changes, what was deleted, and (0.3.0) keys that outlive
+-- their tasks.
 
 -- While a change of a table waits for its lock, all requests that come after it wait, too.
 SET LOCAL lock_timeout = '300ms';
@@ -94,6 +87,28 @@ CREATE TABLE IF NOT EXISTS deleted_tasks (
     CONSTRAINT deleted_tasks_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
 );
 
+-- A table of its own: the key has to be known after its task was deleted. Its row decides which of two
+-- creates with one key makes the task, so the id of the task is taken here; nextval() is all that the right
+-- allows, and without it a role would need more than its rights on tables.
+DO $$
+BEGIN
+    IF to_regclass('idempotency_keys') IS NULL THEN
+        GRANT USAGE ON SEQUENCE tasks_id_seq TO PUBLIC;
+    END IF;
+END
+$$;
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    user_id text NOT NULL,
+    key text NOT NULL,
+    digest bytea NOT NULL,
+    task_id bigint NOT NULL DEFAULT nextval('tasks_id_seq'),
+    created_at timestamptz NOT NULL,
+    replays integer NOT NULL DEFAULT 0,
+    CONSTRAINT idempotency_keys_pkey PRIMARY KEY (user_id, key),
+    CONSTRAINT idempotency_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE,
+    CONSTRAINT idempotency_keys_key_length_check CHECK (char_length(key) BETWEEN 1 AND 255)
+);
+
 -- A comment's lock keeps a vacuum waiting, and no request.
 SET LOCAL lock_timeout TO DEFAULT;
 
@@ -104,14 +119,20 @@ COMMENT ON COLUMN deleted_tasks.user_id IS 'The owner of the deleted task.';
 COMMENT ON COLUMN deleted_tasks.id IS 'The id that the task had.';
 COMMENT ON COLUMN deleted_tasks.deleted_at IS 'When the task was deleted: changed_at of its owner then.';
 
+COMMENT ON TABLE idempotency_keys IS 'The Idempotency-Key of each create that had one, in a header or in a push. Those older than 90 days go with later keys of the same user; deleting a user deletes all of them.';
+COMMENT ON COLUMN idempotency_keys.user_id IS 'Who sent the key. Keys of different users never meet.';
+COMMENT ON COLUMN idempotency_keys.key IS '1 to 255 visible ASCII characters, made up by the client.';
+COMMENT ON COLUMN idempotency_keys.digest IS 'SHA-256 of the validated task that was sent with it.';
+COMMENT ON COLUMN idempotency_keys.task_id IS 'The task that was created. Perhaps it was deleted since, so this is no foreign key.';
+COMMENT ON COLUMN idempotency_keys.created_at IS 'When the task was created: changed_at of its owner then.';
+COMMENT ON COLUMN idempotency_keys.replays IS 'How often the key was sent again.';
+
 -- Newest first. The trailing status lets a filtered list skip entries inside the index, without
 -- a visit to the table; an index of its own per status would make every write pay for it.
 CREATE INDEX IF NOT EXISTS tasks_newest_idx ON tasks (user_id, created_at DESC, id DESC, status);
 
--- In the row of the task rather than in a table of its own: a create stays one statement, and the
--- key goes when the task goes. Partial, because most tasks carry no key.
-CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency_idx ON tasks (user_id, idempotency_key)
-    WHERE idempotency_key IS NOT NULL;
-
 -- What changed, oldest first.
 CREATE INDEX IF NOT EXISTS tasks_changes_idx ON tasks (user_id, updated_at, id);
+
+-- The oldest keys, which are forgotten first.
+CREATE INDEX IF NOT EXISTS idempotency_keys_created_at_idx ON idempotency_keys (user_id, created_at);

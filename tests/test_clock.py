@@ -13,14 +13,19 @@ from flask import Flask
 
 from todo_service import store
 from todo_service.ops.migrate import SQL
-from todo_service.task import ChangesCursor, Task
+from todo_service.task import ChangesCursor, Result, Task
 
 # Each write as the store sends it, for a task of a user, or for all tasks of its status.
 WRITES: dict[str, Callable[[str, Task], tuple]] = {
-    "create_task": lambda user, _: (user, user, "late", None, "incomplete", None, None),
+    "create_task": lambda user, _: (user, user, "late", None, "incomplete"),
     "update_task": lambda user, task: (
         *(user, "late", False, None, None),
         *(user, task["id"], None, None, None),
+    ),
+    "push_changes": lambda user, task: (
+        *(user, False, user, "[]", user, user),
+        *(f'[{{"id": {task["id"]}, "title": "late"}}]', user, [task["id"]], "[]", user, []),
+        *(user, user, user, user, user, []),
     ),
     "update_tasks": lambda user, task: (user, task["status"], user, task["status"]),
     "delete_task": lambda user, task: (
@@ -45,9 +50,7 @@ def user() -> str:
 def create(
     user: str, title: str = "x", description: str | None = None, status: str = "incomplete"
 ) -> Task:
-    created = store.create_task(user, title=title, description=description, status=status)
-    assert created is not None
-    return created[0]
+    return store.create_task(user, title=title, description=description, status=status)
 
 
 def update(user: str, task: Task, title: str) -> Task:
@@ -235,17 +238,17 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
 
 
 def test_a_repeated_create_changes_nothing_about_its_task(user: str) -> None:
-    def send() -> tuple[Task, bool] | None:
-        return store.create_task(
-            user, title="x", description=None, status="incomplete", key="k", digest=b"d"
+    def send() -> Result:
+        return store.create_task_once(
+            user, key="k", digest=b"d", title="x", description=None, status="incomplete"
         )
 
-    task, replayed = send()
-    assert not replayed
+    outcome, task = send()
+    assert outcome == "created"
     task = update(user, task, "changed since")
     cursor = store.list_changes(user, limit=100).cursor
 
-    assert send() == (task, True)
+    assert send() == ("repeated", task)
 
     changes = store.list_changes(user, limit=100, after=cursor)
     assert (changes.tasks, changes.deleted, changes.cursor) == ([], [], cursor)

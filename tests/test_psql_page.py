@@ -46,9 +46,8 @@ SET changed_at = now() - interval '1 day'
 WHERE id <> 'bob';
 INSERT INTO deleted_tasks (user_id, id, deleted_at)
 VALUES ('alice', 100, now() - interval '8 days'), ('alice', 101, now() - interval '6 days');
-UPDATE tasks
-SET idempotency_key = 'key', idempotency_digest = 'digest', idempotency_replays = 2
-WHERE user_id = 'alice' AND title = 'new';
+INSERT INTO idempotency_keys (user_id, key, digest, task_id, created_at, replays)
+VALUES ('alice', 'key', 'digest', 2, now(), 2), ('alice', 'once', 'digest', 3, now(), 0);
 """
 
 
@@ -73,10 +72,10 @@ def answers(day: date) -> dict[str, list[list[str]] | None]:
         "Last change of each user": [["bob"], ["alice"], ["carol"]],
         "Deleted lately": [["alice", "101"]],
         "Index usage": [
-            ["deleted_tasks_pkey"], ["tasks_changes_idx"], ["tasks_idempotency_idx"],
-            ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
+            ["deleted_tasks_pkey"], ["idempotency_keys_created_at_idx"], ["idempotency_keys_pkey"],
+            ["tasks_changes_idx"], ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
         ],
-        "Size and vacuum": [["deleted_tasks"], ["tasks"], ["users"]],
+        "Size and vacuum": [["deleted_tasks"], ["idempotency_keys"], ["tasks"], ["users"]],
         "Connections, and who waits for whom": None,
     }  # fmt: skip
 

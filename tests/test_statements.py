@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ TASK_COLUMNS = "id, user_id, title, description, status, created_at, updated_at"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 # The column that says whose rows these are.
-OWNER = {"users": "id", "tasks": "user_id", "deleted_tasks": "user_id"}
+OWNER = {"users": "id"} | dict.fromkeys(("tasks", "deleted_tasks", "idempotency_keys"), "user_id")
 
 # One row more than the largest page below has.
 PAGE = 501
@@ -30,7 +31,23 @@ HALF_WAY, LATER = datetime.now(UTC) - timedelta(seconds=100_000), "2100-01-01"
 
 # One set of parameters for each statement that reads or changes the tasks of one user.
 PARAMETERS = {
-    "create_task": ("{user}", "{user}", "x", None, "complete", "{user}", b"digest"),
+    "create_task": ("{user}", "{user}", "x", None, "complete"),
+    "get_tasks": ("{user}", [150_000 + n for n in range(100)]),
+    "push_changes": (
+        *("{user}", True, "{user}"),
+        json.dumps(
+            [
+                {"number": n, "key": f"k{n}", "digest": "00", "title": "x", "status": "complete"}
+                for n in range(20)
+            ]
+        ),
+        *("{user}", "{user}"),
+        *(json.dumps([{"id": 150_000 + n, "title": "x"} for n in range(40)]), "{user}"),
+        [150_000 + n for n in range(40)],
+        *(json.dumps([{"id": 160_000 + n} for n in range(40)]), "{user}"),
+        [160_000 + n for n in range(40)],
+        *("{user}", "{user}", "{user}", "{user}", "{user}", ["k1", "k2"]),
+    ),
     # Somebody without tasks, here too.
     "delete_tasks": ("nobody", "nobody", "complete", "nobody", "nobody", "nobody"),
     "update_tasks": ("nobody", "complete", "nobody", "incomplete"),
@@ -67,7 +84,7 @@ def unscoped(statement: str) -> list[str]:
         queries.append(inner[1])
         statement = f"{statement[: inner.start()]}...{statement[inner.end() :]}"
     for query in [*queries, *statement.split("UNION")]:
-        mentions = re.findall(r"(?:FROM|(?<!DO )UPDATE|JOIN|USING|,)\s+(\w+)", query)
+        mentions = re.findall(r"(?:FROM|(?<!DO )UPDATE|JOIN|USING|,)\s+(\w+)\b(?!\.)", query)
         tables = [table for table in mentions if table in OWNER]
         scopes = [rf"(?:{table}\.)?{OWNER[table]} = %s(?=[\s;]|$)" for table in tables]
         first = re.search(rf"WHERE\s+(?:{'|'.join(scopes)})", query)
@@ -101,7 +118,7 @@ def test_a_statement_is_written_by_the_same_rules_as_all_others(path: Path) -> N
     assert "clock_timestamp" not in text and "OFFSET" not in text
     # Where the order of two rows is open, pages could show one twice, or not at all.
     for columns in re.findall(r"ORDER BY ((?:[\w.]+(?: DESC)?(?:, )?)+)", text):
-        assert re.search(r"\b(id|number)(?: DESC)?$", columns), columns
+        assert re.search(r"\b(id|key|number)(?: DESC)?$", columns), columns
 
 
 def test_statements_that_return_a_task_return_the_same_columns_in_the_same_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from marshmallow import (
@@ -18,6 +19,7 @@ from marshmallow import (
 from werkzeug.datastructures import MultiDict
 
 from todo_service.cursors import ChangesCursorField, ListCursorField
+from todo_service.task import parse_time
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
@@ -28,8 +30,11 @@ MAX_PUSH = 1024 * 1024
 MAX_CHANGES = 100
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
-# How many unknown fields of a task are named.
+MAX_ID = 2**63 - 1
+# How many unknown fields of a task, and how many entries of a push with faults, are named.
 MAX_NAMED = 20
+
+_KEY = re.compile("[!-~]{1,255}")
 
 
 def _not_blank(message: str) -> validate.Validator:
@@ -49,6 +54,11 @@ def _storable(name: str) -> Any:
 def is_storable(text: str) -> bool:
     """Whether PostgreSQL text can hold it: no U+0000, no lone surrogate."""
     return "\0" not in text and text.encode(errors="ignore").decode() == text
+
+
+def is_key(text: str) -> bool:
+    """Whether it can be an idempotency key: 1 to 255 visible ASCII characters."""
+    return _KEY.fullmatch(text) is not None
 
 
 def _title(*, blank: str, required: bool) -> fields.String:
@@ -132,10 +142,72 @@ class TaskChanges(TaskBody):
 
     @validates_schema(skip_on_field_errors=True)
     def require_a_field(self, data: Mapping[str, Any], **_: Any) -> None:
-        if not data:
+        if not data.keys() - {"id", "updated_at"}:
             raise ValidationError(
                 "At least one field (title, description or status) must be provided"
             )
+
+
+class TaskId(fields.Field[int]):
+    """A number of JSON, not one in a string."""
+
+    default_error_messages = dict.fromkeys(("required", "null", "invalid"), "Invalid task ID")
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if type(value) is not int or not 1 <= value <= MAX_ID:
+            raise self.make_error("invalid")
+        return value
+
+
+class Key(fields.Field[str]):
+    default_error_messages = dict.fromkeys(
+        ("required", "null", "invalid"), "Key must be 1 to 255 visible ASCII characters"
+    )
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        if not isinstance(value, str) or not is_key(value):
+            raise self.make_error("invalid")
+        return value
+
+
+class Version(fields.Field[datetime]):
+    default_error_messages = dict.fromkeys(
+        ("null", "invalid"), "updated_at must be a time as the service gave it"
+    )
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> datetime:
+        time = parse_time(value) if isinstance(value, str) else None
+        if time is None:
+            raise self.make_error("invalid")
+        return time
+
+
+class PushedTask(NewTask):
+    """A new task in a push."""
+
+    key = Key(required=True)
+
+    class Meta:
+        fields = ("key", "title", "description", "status")  # in the order of their faults
+
+
+class PushedChange(TaskChanges):
+    """A change of a task in a push. Only if it has this version still, where one is sent."""
+
+    ignored = frozenset({"user_id", "created_at", "key"})
+    id = TaskId(required=True)
+    updated_at = Version()
+
+    class Meta:
+        fields = ("id", "title", "description", "status", "updated_at")
+
+
+class PushedDeletion(Body):
+    """A deletion in a push. The other fields of a task may be sent, and are ignored."""
+
+    ignored = frozenset({"user_id", "title", "description", "status", "created_at", "key"})
+    id = TaskId(required=True)
+    updated_at = Version()
 
 
 class Limit(fields.Field[int]):
@@ -188,35 +260,75 @@ STATUS_CHANGE = StatusChange()
 LIST_QUERY = ListQuery()
 STATUS_QUERY = StatusQuery()
 CHANGES_QUERY = ChangesQuery()
+_PUSHED_TASK = PushedTask()
+_PUSHED_CHANGE = PushedChange()
+_PUSHED_DELETION = PushedDeletion()
 
 # Errors about a field's name, not its value.
 _OF_A_NAME = frozenset({"Unknown field", "Unknown parameter", "Parameter given twice"})
 
 
-def describe(error: ValidationError) -> str:
-    """All faults, joined by "; ": first those of known fields, in the order of the schema.
+def load_push(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is to be created or changed, and what is to be deleted; only a change has an `id`.
 
-    Faults of a name follow, with the name. Those in an array begin with the number of the item.
+    Raises ValidationError with the faults of all entries, or of the first MAX_NAMED that have any.
     """
-    messages: dict[Any, Any] = (
-        error.messages if isinstance(error.messages, dict) else {"": error.messages}
-    )
-    if all(isinstance(key, int) for key in messages):
-        faults = [
-            f"Item {number}: {fault}"
-            for number, by_field in sorted(messages.items())
-            for fault in _faults(by_field)
-        ]
-    else:
-        faults = _faults(messages)
+    tasks, deleted = body.get("tasks", []), body.get("deleted", [])
+    faults = [
+        f"{name.capitalize()} must be an array"
+        for name, sent in (("tasks", tasks), ("deleted", deleted))
+        if not isinstance(sent, list)
+    ]
+    unknown = sorted(body.keys() - {"tasks", "deleted"})[:MAX_NAMED]
+    faults += [f"Unknown field: {name}" for name in unknown]
+    if not faults and not 1 <= len(tasks) + len(deleted) <= MAX_CHANGES:
+        faults = [f"Send 1 to {MAX_CHANGES} changes"]
+    if faults:
+        raise ValidationError(faults)
+    entries = [
+        (f"Task {number}", _PUSHED_CHANGE if "id" in entry else _PUSHED_TASK, entry)
+        if isinstance(entry, dict)
+        else (f"Task {number}", NO_FIELDS, entry)
+        for number, entry in enumerate(tasks)
+    ]
+    entries += [(f"Deleted {n}", _PUSHED_DELETION, entry) for n, entry in enumerate(deleted)]
+    loaded: list[dict[str, Any]] = []
+    seen: set[int | str] = set()
+    faulty = 0
+    for name, schema, entry in entries:
+        found: list[str] = []
+        try:
+            data = schema.load(entry)
+        except ValidationError as error:
+            found, data = _faults(error), error.valid_data or {}
+        named = data.get("id") or data.get("key")
+        if named in seen:
+            found.append("Given twice")
+        elif named is not None:
+            seen.add(named)
+        loaded.append(data)
+        faults += [f"{name}: {fault}" for fault in found]
+        faulty += bool(found)
+        if faulty == MAX_NAMED:
+            break
+    if faults:
+        raise ValidationError(faults)
+    return loaded[: len(tasks)], loaded[len(tasks) :]
+
+
+def describe(error: ValidationError) -> str:
+    """All faults, joined by "; "."""
     # A field's name may hold what UTF-8 cannot: a lone surrogate is shown escaped.
-    return "; ".join(faults).encode(errors="backslashreplace").decode()
+    return "; ".join(_faults(error)).encode(errors="backslashreplace").decode()
 
 
-def _faults(by_field: Mapping[str, list[str]]) -> list[str]:
+def _faults(error: ValidationError) -> list[str]:
+    """First those of known fields, in the order of the schema, then those of a name, with it."""
+    if isinstance(error.messages, list):
+        return error.messages
     faults: list[str] = []
     of_names: list[str] = []
-    for name, messages in by_field.items():
+    for name, messages in error.messages.items():
         for message in messages:
             if message in _OF_A_NAME:
                 of_names.append(f"{message}: {name}")

@@ -5,11 +5,15 @@ Times are naive here, in UTC: so PostgreSQL's microseconds become JSON in a seve
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, NamedTuple
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
 
 # A task as the API shows it.
 Task = dict[str, Any]
+
+# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: more digits name no time of its.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,6}0*)?(?:[Zz]|[+-]00:00)")
 
 
 class ListCursor(NamedTuple):
@@ -47,3 +51,29 @@ class Versions(NamedTuple):
 
 
 ANY_VERSION = Versions()
+
+
+class Result(NamedTuple):
+    """What became of one entry of a push, and its task after the whole push, if there is one."""
+
+    outcome: Literal[
+        "created",
+        "repeated",  # a create with a key that was sent before: the task that it made then
+        "deleted since",  # the same, but that task is there no more
+        "key used",  # a key that was sent before with another task
+        "changed",
+        "deleted",
+        "modified",  # it has another version than the entry names
+        "not found",
+    ]
+    task: Task | None = None
+
+
+def parse_time(text: str) -> datetime | None:
+    """A time in UTC as the service writes it, or any spelling of the same; None for other text."""
+    if not _TIME.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text.upper()).replace(tzinfo=UTC)
+    except ValueError:  # such as the 30th of February
+        return None

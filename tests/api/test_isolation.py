@@ -11,8 +11,23 @@ from tests.conftest import User
 
 PUBLIC = {"/", "/health", "/ready", "/openapi.yaml", "/docs/", "/docs/<path:path>"}
 # By table, the column that says whose rows these are.
-OWNERS = {"users": "id", "tasks": "user_id", "deleted_tasks": "user_id"}
+OWNERS = {
+    "users": "id",
+    "tasks": "user_id",
+    "deleted_tasks": "user_id",
+    "idempotency_keys": "user_id",
+}
 BODIES = {"POST": {"title": "x"}, "PUT": {"title": "x"}, "PATCH": {"title": "x"}}
+
+
+def rows(connection: psycopg.Connection, user: User) -> list[list[tuple]]:
+    """All that there is of a user, by table."""
+    return [
+        connection.execute(
+            f"SELECT * FROM {table} WHERE {owner} = %s ORDER BY 1, 2, 3", (user.id,)
+        ).fetchall()
+        for table, owner in OWNERS.items()
+    ]
 
 
 def routes(app: Flask) -> list[tuple[str, str]]:
@@ -106,27 +121,53 @@ def test_a_list_holds_the_askers_tasks_only(alice: User, bob: User, query: str) 
 def test_many_at_once_touch_the_askers_rows_only(
     alice: User, bob: User, connection: psycopg.Connection
 ) -> None:
-    def rows(user: User) -> list[list[tuple]]:
-        return [
-            connection.execute(
-                f"SELECT * FROM {table} WHERE {owner} = %s ORDER BY 1, 2, 3", (user.id,)
-            ).fetchall()
-            for table, owner in OWNERS.items()
-        ]
-
-    bob.create()
+    for user in (alice, bob):
+        user.post(user.tasks, json={"title": "x"}, headers={"Idempotency-Key": "key"})
+        user.create()
     bob.create(status="complete")
     bob.delete(bob.path(bob.create()))
-    alice.create()
-    alice.create()
-    his = rows(bob)
+    his = rows(connection, bob)
 
     incomplete, complete = (f"{alice.tasks}?status={s}" for s in ("incomplete", "complete"))
     assert alice.patch(incomplete, json={"status": "complete"}).json() == {"updated": 2}
     assert alice.delete(complete).json() == {"deleted": 2}
 
     assert alice.get(alice.tasks).json() == []
-    assert rows(bob) == his
+    assert rows(connection, bob) == his
+
+
+def test_a_push_touches_the_askers_rows_only(
+    alice: User, bob: User, connection: psycopg.Connection
+) -> None:
+    sent = [{"key": f"k{n}", "title": "x"} for n in range(3)]
+    push = {user: user.post(f"{user.tasks}/changes", json={"tasks": sent}) for user in (alice, bob)}
+    mine, his = ([result["task"] for result in push[user].json()["tasks"]] for user in (alice, bob))
+    long_ago = "now() - interval '91 days'"
+    connection.execute(
+        f"UPDATE idempotency_keys SET created_at = {long_ago} WHERE user_id = ANY (%s)",
+        ([alice.id, bob.id],),
+    )
+    connection.execute(
+        f"INSERT INTO deleted_tasks SELECT owner, 1, {long_ago} FROM unnest(%s::text[]) AS owner",
+        ([alice.id, bob.id],),
+    )
+    before = rows(connection, bob)
+
+    changes = [{"key": "k0", "title": "x"}, {"id": mine[1]["id"], "title": "y"}]
+    strange = [{"id": his[1]["id"], "title": "mine now"}, his[2] | {"title": "mine now"}]
+    answer = alice.post(
+        f"{alice.tasks}/changes",
+        json={"tasks": [*changes, *strange], "deleted": [{"id": mine[2]["id"]}, his[0]]},
+    ).json()
+
+    absent = {"status": 404, "error": "Task not found"}
+    assert [result["status"] for result in answer["tasks"]] == [201, 200, 404, 404]
+    assert answer["tasks"][0]["task"] == mine[0]
+    assert answer["tasks"][2:] == [absent, absent]
+    assert answer["deleted"] == [{"status": 204}, absent]
+    assert rows(connection, bob) == before
+    # Of her own, what is old is gone, but for the key of this push.
+    assert [len(table) for table in rows(connection, alice)] == [1, 2, 1, 1]
 
 
 def test_a_stranger_cannot_change_through_a_conditional_request(alice: User, bob: User) -> None:

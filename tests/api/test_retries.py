@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from uuid import uuid4
 
 import psycopg
@@ -78,14 +79,59 @@ def test_keys_of_different_users_never_meet(alice: User, bob: User) -> None:
     assert mine.json()["id"] != his.json()["id"]
 
 
-def test_a_key_lives_as_long_as_its_task(alice: User) -> None:
+def test_a_create_repeated_after_its_task_was_deleted_does_not_bring_it_back(alice: User) -> None:
     task = create(alice, "key").json()
     alice.delete(alice.path(task))
 
-    again = create(alice, "key", title="Another")
+    for _ in range(2):
+        again = create(alice, "key")
+        assert (again.status_code, again.json()) == (410, {"error": "Task was deleted"})
+    assert create(alice, "key", title="Another").status_code == 422
+    assert alice.get(alice.tasks).json() == []
 
-    assert again.status_code == 201
-    assert "Idempotency-Replayed" not in again.headers
+
+def test_creates_that_race_with_deletes_make_one_task_per_key(alice: User) -> None:
+    keys = [str(number) for number in range(40)] * 6
+    Random(1).shuffle(keys)
+    made: set[tuple[str, int]] = set()
+    gone: set[int] = set()
+
+    def send(key: str) -> None:
+        answer = create(alice, key)
+        if answer.status_code == 410:
+            return
+        task = answer.json()
+        assert (answer.status_code, task["id"] in gone) == (201, False)
+        made.add((key, task["id"]))
+        if int(key) % 2:
+            alice.delete(alice.path(task))
+            gone.add(task["id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, keys))
+
+    assert len(made) == len({key for key, _ in made}) == 40
+    left = {task["id"] for task in alice.get(alice.tasks).json()}
+    assert left == {task_id for key, task_id in made if int(key) % 2 == 0}
+
+
+def test_a_key_is_forgotten_after_90_days_by_the_next_keyed_create(
+    alice: User, connection: psycopg.Connection
+) -> None:
+    for key in ("old", "older", "younger"):
+        create(alice, key)
+    ages = {"old": "91 days", "older": "92 days", "younger": "89 days"}
+    for key, age in ages.items():
+        connection.execute(
+            "UPDATE idempotency_keys SET created_at = now() - %s::interval"
+            " WHERE user_id = %s AND key = %s",
+            (age, alice.id, key),
+        )
+
+    assert create(alice, "old").headers["Idempotency-Replayed"] == "true"
+
+    left = "SELECT key FROM idempotency_keys WHERE user_id = %s ORDER BY key"
+    assert connection.execute(left, (alice.id,)).fetchall() == [("old",), ("younger",)]
 
 
 def test_creates_without_a_key_are_all_different(alice: User) -> None:
@@ -108,7 +154,7 @@ def test_twenty_concurrent_retries_make_one_task(
         replayed = [answer.headers.get("Idempotency-Replayed") for answer in answers]
         assert sorted(replayed, key=str) == [None] + ["true"] * 19
         rows = connection.execute(
-            "SELECT idempotency_replays FROM tasks WHERE user_id = %s AND idempotency_key = %s",
+            "SELECT replays FROM idempotency_keys WHERE user_id = %s AND key = %s",
             (alice.id, key),
         ).fetchall()
         assert rows == [(19,)]
@@ -170,13 +216,13 @@ def test_an_illegal_key_is_refused(alice: User, key: str) -> None:
 def test_a_key_that_0_1_0_has_stored_is_still_known(
     alice: User, connection: psycopg.Connection
 ) -> None:
-    alice.create()
+    task = alice.create("changed since")
     digest = "5756ec00a542765f6b0e8ff1e3cbdaf8c739c1e36764fa71d987641379dc6901"
     body = {"title": "Zwölf \U0001f95b", "description": "a\nb", "status": "complete"}
     connection.execute(
-        "INSERT INTO tasks (user_id, title, idempotency_key, idempotency_digest)"
-        " VALUES (%s, 'changed since', 'key', decode(%s, 'hex'))",
-        (alice.id, digest),
+        "INSERT INTO idempotency_keys (user_id, key, digest, task_id, created_at)"
+        " VALUES (%s, 'key', decode(%s, 'hex'), %s, now())",
+        (alice.id, digest, task["id"]),
     )
 
     answer = create(alice, "key", **body)

@@ -20,7 +20,6 @@ from tests.contract.conftest import DOCUMENT
 from todo_service import schemas
 from todo_service.auth import guard
 from todo_service.schemas import NEW_TASK, TASK_CHANGES
-from todo_service.web import routing
 
 METHODS = {"get", "put", "post", "delete", "patch"}
 
@@ -172,13 +171,13 @@ def test_other_limits_are_those_of_the_code_and_of_the_database(
         )
     )
 
-    assert (task_id["minimum"], task_id["maximum"]) == (1, routing.MAX_ID)
+    assert (task_id["minimum"], task_id["maximum"]) == (1, schemas.MAX_ID)
     assert (limit["minimum"], limit["maximum"]) == (1, schemas.MAX_LIMIT)
     of_changes = components["parameters"]["ChangesLimit"]["schema"]
     assert of_changes == limit | {"default": schemas.CHANGES_QUERY.fields["limit"].load_default}
     assert user_id["maxLength"] == guard.USER_ID_BYTES
     assert bounds(check(connection, "users_id_length_check")) == [1, user_id["maxLength"]]
-    low, high = bounds(check(connection, "tasks_idempotency_key_length_check"))
+    low, high = bounds(check(connection, "idempotency_keys_key_length_check"))
     for form in ("{}", '"{}"'):
         for length in (low, high):
             assert re.search(key["pattern"], form.format("x" * length))
@@ -248,9 +247,9 @@ def assert_exact(document: dict[str, Any], schema: dict[str, Any], value: Any) -
         for item in value:
             assert_exact(document, schema["items"], item)
     elif schema.get("type") == "object":
-        assert value.keys() == schema["properties"].keys()
-        for name, part in schema["properties"].items():
-            assert_exact(document, part, value[name])
+        assert set(schema["required"]) <= value.keys() <= schema["properties"].keys()
+        for name in value:
+            assert_exact(document, schema["properties"][name], value[name])
 
 
 def test_the_service_sends_what_is_documented_and_no_more(
@@ -269,6 +268,10 @@ def test_the_service_sends_what_is_documented_and_no_more(
         "completeTask": alice.patch(f"{task}/complete"),
         "reopenTask": alice.patch(f"{task}/incomplete"),
         "listChanges": alice.get(f"{alice.tasks}/changes"),
+        "pushChanges": alice.post(
+            f"{alice.tasks}/changes",
+            json={"tasks": [{"key": "k", "title": "x"}], "deleted": [{"id": schemas.MAX_ID}]},
+        ),
         "getIndex": alice.get("/"),
         "getHealth": alice.get("/health"),
         "getReadiness": alice.get("/ready"),
@@ -277,7 +280,7 @@ def test_the_service_sends_what_is_documented_and_no_more(
         alice.get(f"{alice.tasks}?x=1"),
         httpx.get(alice.server + alice.tasks),
         alice.get("/api/somebody-else/tasks"),
-        alice.get(f"{alice.tasks}/{routing.MAX_ID}"),
+        alice.get(f"{alice.tasks}/{schemas.MAX_ID}"),
         alice.post(task),
         alice.put(task, json={"title": "x"}, headers={"If-Match": '"0"'}),
         alice.post(alice.tasks, content=b"x" * 70_000),

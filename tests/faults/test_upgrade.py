@@ -153,7 +153,7 @@ def test_the_first_release_goes_on_while_its_tables_are_changed(
     cluster: Cluster, measured: Callable[..., None]
 ) -> None:
     with psycopg.connect(cluster.url) as connection:
-        connection.execute("DROP TABLE deleted_tasks, tasks, users")
+        connection.execute("DROP TABLE idempotency_keys, deleted_tasks, tasks, users")
         connection.execute((ROOT / "tests" / "schema-0.1.0.sql").read_bytes())
         psycopg.ClientCursor(connection).execute(SEED, (USERS, USERS, TASKS))
 

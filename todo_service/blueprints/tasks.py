@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from flask import Blueprint, Response
-from werkzeug.exceptions import NotFound, UnprocessableEntity
+from werkzeug.exceptions import Gone, NotFound, UnprocessableEntity
 
 from todo_service import store
 from todo_service.schemas import NEW_TASK, NO_FIELDS, NO_QUERY, TASK_CHANGES
@@ -20,6 +20,11 @@ from todo_service.web.conditions import (
 )
 from todo_service.web.routing import path_of, takes
 
+KEY_USED = "Idempotency-Key was used before with another request body"
+MODIFIED = "Task was modified"
+NOT_FOUND = "Task not found"
+WAS_DELETED = "Task was deleted"
+
 tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 
 
@@ -28,15 +33,15 @@ tasks = Blueprint("tasks", __name__, url_prefix="/api/<user_id:user_id>/tasks")
 def create_task(user_id: str) -> Response:
     data = NEW_TASK.load(read_body())
     key = read_idempotency_key()
-    created = store.create_task(
-        user_id, **data, key=key, digest=None if key is None else digest_of(data)
-    )
-    if created is None:
-        raise UnprocessableEntity("Idempotency-Key was used before with another request body")
-    task, replayed = created
-    response = _answer(task, 201)
-    response.headers["Location"] = path_of(".get_task", user_id=user_id, task_id=task["id"])
-    if replayed:
+    if key is None:
+        return _answer_created(store.create_task(user_id, **data))
+    outcome, task = store.create_task_once(user_id, key=key, digest=digest_of(data), **data)
+    if outcome == "key used":
+        raise UnprocessableEntity(KEY_USED)
+    if task is None:
+        raise Gone(WAS_DELETED)
+    response = _answer_created(task)
+    if outcome == "repeated":
         response.headers["Idempotency-Replayed"] = "true"
     return response
 
@@ -46,7 +51,7 @@ def create_task(user_id: str) -> Response:
 def get_task(user_id: str, task_id: int) -> Response:
     task = store.get_task(user_id, task_id)
     if task is None:
-        raise NotFound("Task not found")
+        raise NotFound(NOT_FOUND)
     return answer_304_if_known(_answer(task))
 
 
@@ -94,8 +99,15 @@ def _raise_why_unchanged(user_id: str, task_id: int, versions: Versions) -> NoRe
     """There is no such task, or it has another version than the request names."""
     task = None if versions == ANY_VERSION else store.get_task(user_id, task_id)
     if task is None:
-        raise NotFound("Task not found")
+        raise NotFound(NOT_FOUND)
     raise TaskModified(task)
+
+
+def _answer_created(task: Task) -> Response:
+    response = _answer(task, 201)
+    path = path_of(".get_task", user_id=task["user_id"], task_id=task["id"])
+    response.headers["Location"] = path
+    return response
 
 
 def _answer(task: Task, status: int = 200) -> Response:

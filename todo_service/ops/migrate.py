@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -17,6 +18,12 @@ _DESCRIBE = (SQL / "doctor" / "describe_schema.sql").read_bytes()
 
 # The definitions in a schema, by kind, table and name.
 Parts = dict[tuple[str, str, str], str]
+
+_MOVE_KEYS = (SQL / "upgrade" / "move_keys.sql").read_bytes()
+_KEYS_TO_MOVE = (
+    b"SELECT true FROM pg_attribute WHERE attrelid = 'tasks'::regclass"
+    b" AND attname = 'idempotency_key'"
+)
 
 # Any fixed number: it names the lock under which the schema is applied.
 _SCHEMA_LOCK = 7_036_874_417
@@ -46,6 +53,7 @@ def apply_schema(conninfo: str) -> None:
             _run_transaction(connection, tables)
             for index in indexes:
                 _create_index(connection, index)
+            _move_keys(connection)
     except psycopg.errors.LockNotAvailable as error:
         raise psycopg.errors.LockNotAvailable(
             "another session keeps the tables locked; docs/psql.md has a query that shows which"
@@ -88,6 +96,20 @@ def _create_index(connection: psycopg.Connection, statement: bytes) -> None:
         drop = psycopg.sql.SQL("DROP INDEX CONCURRENTLY {}")
         connection.execute(drop.format(psycopg.sql.Identifier(name)))
     connection.execute(statement.replace(b"INDEX IF", b"INDEX CONCURRENTLY IF", 1))
+
+
+def _move_keys(connection: psycopg.Connection) -> None:
+    """Take the keys of 0.2.0 or earlier from tasks to the table that they have since.
+
+    Their columns stay for this release, unused: until the last worker of the old one has stopped,
+    it writes them. What it writes after this is moved when init-db runs again.
+    """
+    if connection.execute(_KEYS_TO_MOVE).fetchone() != (True,):
+        return
+    last: tuple[str, str] | None = ("", "")
+    while last is not None:
+        with suppress(psycopg.errors.ForeignKeyViolation):  # a user was erased meanwhile: again
+            last = connection.execute(_MOVE_KEYS, last).fetchone()
 
 
 def differences(connection: psycopg.Connection[Any]) -> list[str]:

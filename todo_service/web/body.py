@@ -112,8 +112,10 @@ def _read(types: tuple[str, ...], limit: int) -> bytes:
         raw = request.get_data(cache=False)
     except OSError:  # raised by gunicorn; Werkzeug's own streams raise ClientDisconnected
         raise ClientDisconnected from None
+    except RequestEntityTooLarge:
+        raise _too_large(limit) from None
     if len(raw) > limit:
-        raise RequestEntityTooLarge
+        raise _too_large(limit)
     if request.content_length not in (None, len(raw)):
         raise BadRequest("Request body was cut short")
     if raw and request.mimetype not in types:
@@ -121,6 +123,11 @@ def _read(types: tuple[str, ...], limit: int) -> bytes:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedBody("Content-Encoding is not supported", types)
     return raw
+
+
+def _too_large(limit: int) -> RequestEntityTooLarge:
+    size = "1 MiB" if limit == MAX_PUSH else "64 KiB"
+    return RequestEntityTooLarge(f"Request body must be at most {size}")
 
 
 def digest_of(data: dict[str, Any]) -> bytes:

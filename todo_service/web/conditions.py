@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from flask import Response, request
 from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, PreconditionFailed
 
-from todo_service.task import ANY_VERSION, Task, Versions
+from todo_service.schemas import is_key
+from todo_service.task import ANY_VERSION, Task, Versions, parse_time
 from todo_service.web.body import encode
 
 # How many tags an If-Match or If-None-Match may list; a client needs one.
@@ -19,10 +20,7 @@ MAX_TAGS = 100
 # An entity tag as it was made, or as a proxy that compresses has rewritten it: nginx, HAProxy and
 # Cloudflare put W/ before it, Apache the name of the coding before its closing quote.
 _TAG = re.compile(r'(?:W/)?"([^"]*?)(?:(?:--?|;)(?:gzip|br|zstd|deflate))?"')
-# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: more digits name no time of its.
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,6}0*)?(?:[Zz]|[+-]00:00)")
 
-_KEY = re.compile("[!-~]{1,255}")
 # A string of RFC 9651 section 3.3.3.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
@@ -41,16 +39,6 @@ class TaskModified(PreconditionFailed):
 def tag_of(task: Task) -> str:
     """The ETag of a task: its updated_at, in the same characters as in its JSON."""
     return encode(task["updated_at"]).decode()
-
-
-def parse_time(text: str) -> datetime | None:
-    """A time in UTC as the service writes it, or any spelling of the same; None for other text."""
-    if not _TIME.fullmatch(text):
-        return None
-    try:
-        return datetime.fromisoformat(text.upper()).replace(tzinfo=UTC)
-    except ValueError:  # such as the 30th of February
-        return None
 
 
 def read_versions() -> Versions:
@@ -119,8 +107,3 @@ def read_idempotency_key() -> str | None:
     if not is_key(key):
         raise ValidationError("Idempotency-Key must be 1 to 255 visible ASCII characters")
     return key
-
-
-def is_key(text: str) -> bool:
-    """Whether it is 1 to 255 visible ASCII characters."""
-    return _KEY.fullmatch(text) is not None

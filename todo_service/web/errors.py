@@ -21,7 +21,6 @@ _MESSAGES = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
-    413: "Request body must be at most 64 KiB",
     500: "Internal server error",
     503: "Service temporarily unavailable",
 }

@@ -14,9 +14,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.routing import BaseConverter
 from werkzeug.urls import iri_to_uri
 
-from todo_service.schemas import Query
-
-MAX_ID = 2**63 - 1
+from todo_service.schemas import MAX_ID, Query
 
 _ID = re.compile("0*([1-9][0-9]{0,18})")
 
