@@ -74,12 +74,12 @@ $(CHROMIUM) $(PGBOUNCER):
 psql: .venv/running ## psql on the development database
 	@$(BIN)/python -c "import sys; from todo_service.ops import commands; sys.exit(commands.psql())"
 
-# ARGS: --quick, --latency 2, --growth and more; `.venv-bench/bin/python -m bench --help` lists all.
+# ARGS: --quick, --against REF, --only WORKLOAD, --rounds N
 bench: .venv-bench/installed ## measure, beside what the README compares with; ARGS=--quick is shorter
 	@command -v wrk > /dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq wrk > /dev/null; } \
 		|| { echo "make bench needs wrk (https://github.com/wg/wrk): apt-get install wrk"; exit 1; }
-	@.venv-bench/bin/python -m bench $(ARGS)
+	@.venv-bench/bin/python -W ignore:XDG_RUNTIME_DIR -m bench $(ARGS)
 
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 

@@ -4,11 +4,10 @@ Written as the documentation of FastAPI and SQLModel teaches, with what experien
 pool as large as the number of requests in flight, the token checked without a thread of its own.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Literal
 
 import jwt
@@ -19,25 +18,18 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, Session, SQLModel, create_engine, desc, select
 
 Status = Literal["incomplete", "complete"]
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
+now = partial(datetime.now, UTC)
 
 
 class User(SQLModel, table=True):
     __tablename__ = "users"
-
     id: str = Field(primary_key=True)
 
 
 class Task(SQLModel, table=True):
     __tablename__ = "tasks"
-
     user_id: str = Field(primary_key=True, foreign_key="users.id")
-    id: int | None = Field(
-        default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True)
-    )
+    id: int = Field(None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     title: str
     description: str | None = None
     status: str = "incomplete"
@@ -74,8 +66,6 @@ engine = create_engine(
     pool_size=16,
     max_overflow=0,
 )
-secret = os.environ["JWT_SECRET"]
-bearer = HTTPBearer()
 app = FastAPI()
 
 
@@ -85,16 +75,11 @@ def open_session() -> Iterator[Session]:
 
 
 async def check_owner(
-    user_id: str, credentials: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
+    user_id: str, credentials: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 ) -> str:
     try:
-        claims = jwt.decode(
-            credentials.credentials,
-            secret,
-            algorithms=["HS256"],
-            options={"require": ["exp", "sub"]},
-            leeway=30,
-        )
+        token, options = credentials.credentials, {"require": ["exp", "sub"]}
+        claims = jwt.decode(token, os.environ["JWT_SECRET"], ["HS256"], options=options, leeway=30)
     except jwt.PyJWTError:
         raise HTTPException(401, "Unauthorized", {"WWW-Authenticate": "Bearer"}) from None
     if claims["sub"] != user_id:
@@ -104,13 +89,6 @@ async def check_owner(
 
 OpenSession = Annotated[Session, Depends(open_session)]
 Owner = Annotated[str, Depends(check_owner)]
-
-
-def find(session: Session, owner: str, task_id: int) -> Task:
-    task = session.exec(select(Task).where(Task.user_id == owner, Task.id == task_id)).first()
-    if task is None:
-        raise HTTPException(404, "Task not found")
-    return task
 
 
 def save(session: Session, task: Task) -> Task:
@@ -142,18 +120,14 @@ def create_task(owner: Owner, session: OpenSession, task: NewTask) -> Task:
 
 @app.get("/api/{user_id}/tasks/{task_id}", response_model=PublicTask)
 def get_task(owner: Owner, session: OpenSession, task_id: int) -> Task:
-    return find(session, owner, task_id)
+    task = session.exec(select(Task).where(Task.user_id == owner, Task.id == task_id)).first()
+    if task is None:
+        raise HTTPException(404, "Task not found")
+    return task
 
 
 @app.put("/api/{user_id}/tasks/{task_id}", response_model=PublicTask)
 def update_task(owner: Owner, session: OpenSession, task_id: int, changes: TaskChanges) -> Task:
-    task = find(session, owner, task_id)
+    task = get_task(owner, session, task_id)
     task.sqlmodel_update(changes.model_dump(exclude_unset=True) | {"updated_at": now()})
-    return save(session, task)
-
-
-@app.patch("/api/{user_id}/tasks/{task_id}/complete", response_model=PublicTask)
-def complete_task(owner: Owner, session: OpenSession, task_id: int) -> Task:
-    task = find(session, owner, task_id)
-    task.sqlmodel_update({"status": "complete", "updated_at": now()})
     return save(session, task)
