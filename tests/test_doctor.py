@@ -27,6 +27,8 @@ from todo_service.ops import doctor
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [
     *("database", "pooler", "schema", "connections", "statement_timeout", "clock"),
     *("keys", "CORS_ORIGINS"),

@@ -25,6 +25,8 @@ from psycopg import sql
 from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
 from todo_service import __version__
 
+pytestmark = pytest.mark.slow
+
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP = json.loads((ROOT / "app.json").read_text())
 

@@ -281,6 +281,7 @@ def test_a_schema_that_is_in_place_is_applied_beside_open_transactions(released:
         pool.submit(apply_schema, released).result(30)
 
 
+@pytest.mark.slow
 def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) -> None:
     with (
         ThreadPoolExecutor(1) as pool,

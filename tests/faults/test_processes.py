@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import NO_TLS, Server, User
 from tests.faults.conftest import Cluster, Load
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
 
