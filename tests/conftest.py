@@ -14,7 +14,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -89,6 +89,28 @@ def start_cluster() -> str:
     # Registered first, so run last: after the server has stopped.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return embedded.start(folder)
+
+
+@pytest.fixture(scope="module")
+def new_database(database_url: str) -> Iterator[Callable[..., str]]:
+    """Makes databases, with or without the schema, and drops them after the module's last test."""
+    names: list[str] = []
+
+    def make(*, schema: bool) -> str:
+        names.append(f"todo_{uuid4().hex}")
+        execute(f"CREATE DATABASE {names[-1]}")
+        url = urlsplit(database_url)._replace(path=f"/{names[-1]}").geturl()
+        if schema:
+            apply_schema(url)
+        return url
+
+    def execute(statement: str) -> None:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    yield make
+    for name in names:
+        execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

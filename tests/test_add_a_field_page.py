@@ -6,17 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
-from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
-from todo_service.ops.migrate import apply_schema
 
 pytestmark = pytest.mark.slow
 
@@ -55,19 +51,15 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def upgraded(changed: Path, connection: psycopg.Connection, database_url: str) -> Iterator[str]:
+def upgraded(changed: Path, new_database: Callable[..., str]) -> str:
     """A database with a task of before the field, and then the schema of the copy."""
-    name = f"field_{uuid4().hex}"
-    url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
-    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    apply_schema(url)
+    url = new_database(schema=True)
     with psycopg.connect(url) as before:
         before.execute("INSERT INTO users (id) VALUES ('alice')")
         before.execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'before')")
     flask = Path(sys.executable).parent / "flask"
     run(changed, flask, "--app", "wsgi", "init-db", DATABASE_URL=url, JWT_SECRET=SECRET)
-    yield url
-    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return url
 
 
 def test_the_page_says_how_much_there_is_to_change() -> None:

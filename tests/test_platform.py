@@ -12,15 +12,12 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
-from psycopg import sql
 
 from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
 from todo_service import __version__
@@ -39,13 +36,9 @@ def slug(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def database(database_url: str) -> Iterator[str]:
+def database(new_database: Callable[..., str]) -> str:
     """An empty database, as a URL of the form that platforms still give."""
-    name = f"todo_{uuid4().hex}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield urlsplit(database_url)._replace(scheme="postgres", path=f"/{name}").geturl()
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return urlsplit(new_database(schema=False))._replace(scheme="postgres").geturl()
 
 
 @pytest.fixture(scope="module")
