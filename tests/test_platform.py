@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
-from todo_service import __version__
+from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -179,27 +178,3 @@ def test_tls_to_clients_which_the_worker_does_not_speak_stops_the_start(
 
     assert status == 1
     assert output.splitlines()[-1].startswith("todo-service cannot start: TLS ends at the router")
-
-
-def test_an_installed_copy_needs_no_checkout(
-    slug: Path, environment: Path, variables: dict[str, str], tmp_path: Path
-) -> None:
-    """What somebody gets who installs the package to put the app into a service of their own."""
-    source = shutil.copytree(slug, tmp_path / "source")
-    packages = tmp_path / "packages"
-    pip(environment, "install", "--quiet", "--no-deps", f"--target={packages}", str(source))
-    shutil.rmtree(source)
-
-    def python(arguments: str) -> tuple[int, str]:
-        given = variables | {"PYTHONPATH": str(packages), "LOG_LEVEL": "ERROR"}
-        return run(f"python {arguments}", tmp_path, given)
-
-    listed = pip(environment, "list", "--format=freeze", f"--path={packages}")
-    assert listed == f"todo-service=={__version__}\n"
-    released = python("-m flask --app todo_service init-db")
-    assert released == (0, "The schema is in place.\n")
-    served = python(
-        "-c 'from todo_service import create_app; client = create_app().test_client();"
-        ' print(*(client.get(path).status_code for path in ("/openapi.yaml", "/docs/init.js")))\''
-    )
-    assert served == (0, "200 200\n")
