@@ -1,7 +1,7 @@
 -- The truth about the data. Every statement in it is idempotent and none of them drops data.
 --
 -- `flask --app wsgi init-db` runs this file in one transaction where there are no tables yet. On a
--- database in use it must keep no request waiting: there, it runs what stands before the first index in
+-- database in use it must keep no request waiting: there, it runs what stands before the first CREATE INDEX in
 -- one transaction, again if a lock is not free, and then each index by itself, CONCURRENTLY.
 --
 -- The owner leads every key. One index then serves ownership, look-up and uniqueness, and the
@@ -62,9 +62,9 @@ COMMENT ON COLUMN tasks.idempotency_replays IS 'How often the create was repeate
 -- While a change of a table waits for its lock, all requests that come after it wait, too.
 SET LOCAL lock_timeout = '300ms';
 
--- The default is evaluated once, so no row is rewritten. Where the server's clock was wrong once, tasks
--- may lie in the future; their owners' clocks start with the newest. These tasks are looked for before
--- the table is locked.
+-- The default is evaluated once, so no row is rewritten. Some tasks may be dated in the future, where the
+-- server's clock was wrong once; such users' clocks start there. These tasks are looked for before the
+-- table is locked.
 DO $$
 DECLARE
     owners text[];
@@ -103,6 +103,8 @@ COMMENT ON TABLE deleted_tasks IS 'Deleted tasks, for clients that keep a copy. 
 COMMENT ON COLUMN deleted_tasks.user_id IS 'The owner of the deleted task.';
 COMMENT ON COLUMN deleted_tasks.id IS 'The id that the task had.';
 COMMENT ON COLUMN deleted_tasks.deleted_at IS 'When the task was deleted: changed_at of its owner then.';
+
+-- ops/migrate.py cuts this file at the first CREATE INDEX and before each later one: only indexes follow.
 
 -- Newest first. The trailing status lets a filtered list skip entries inside the index, without
 -- a visit to the table; an index of its own per status would make every write pay for it.

@@ -58,8 +58,8 @@ class Jwks:
     def find(self, key_id: object) -> PyJWK:
         """The key with this id.
 
-        Raises KeyError if the issuer does not publish it, ServiceUnavailable if that cannot be
-        told because the issuer does not answer.
+        Raises KeyError if the issuer does not publish it, ServiceUnavailable if the issuer cannot
+        be reached, so nobody knows.
         """
         key = self._keys.get(key_id) if isinstance(key_id, str) else None
         if key is not None:

@@ -19,7 +19,7 @@ MAX_TAGS = 100
 # An entity tag as it was made, or as a proxy that compresses has rewritten it: nginx, HAProxy and
 # Cloudflare put W/ before it, Apache the name of the coding before its closing quote.
 _TAG = re.compile(r'(?:W/)?"([^"]*?)(?:(?:--?|;)(?:gzip|br|zstd|deflate))?"')
-# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: more digits name no time of its.
+# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: no stored time has more digits.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,6}0*)?(?:[Zz]|[+-]00:00)")
 
 _KEY = re.compile("[!-~]{1,255}")
