@@ -43,7 +43,7 @@ class ServiceLogger(Statsd):
         super().setup(cfg)
         if settings.log_format == "json":
             for handler in self.error_log.handlers:
-                handler.setFormatter(JsonFormatter(self.error_fmt, self.datefmt))
+                handler.setFormatter(JsonFormatter())
 
     def access(self, *args, **kwargs):
         if self.sock is not None:

@@ -1,7 +1,7 @@
 -- The truth about the data. Every statement in it is idempotent and none of them drops data.
 --
 -- `flask --app wsgi init-db` runs this file in one transaction where there are no tables yet. On a
--- database in use it must keep no request waiting: there, it runs what stands before the first index in
+-- database in use it must keep no request waiting: there, it runs what stands before the first CREATE INDEX in
 -- one transaction, again if a lock is not free, and then each index by itself, CONCURRENTLY.
 --
 -- The owner leads every key. One index then serves ownership, look-up and uniqueness, and the
@@ -55,9 +55,9 @@ COMMENT ON COLUMN tasks.updated_at IS 'When the task last changed: changed_at of
 -- While a change of a table waits for its lock, all requests that come after it wait, too.
 SET LOCAL lock_timeout = '300ms';
 
--- The default is evaluated once, so no row is rewritten. Where the server's clock was wrong once, tasks
--- may lie in the future; their owners' clocks start with the newest. These tasks are looked for before
--- the table is locked.
+-- The default is evaluated once, so no row is rewritten. Some tasks may be dated in the future, where the
+-- server's clock was wrong once; such users' clocks start there. These tasks are looked for before the
+-- table is locked.
 DO $$
 DECLARE
     owners text[];
@@ -126,6 +126,8 @@ COMMENT ON COLUMN idempotency_keys.digest IS 'SHA-256 of the validated task that
 COMMENT ON COLUMN idempotency_keys.task_id IS 'The task that was created. Perhaps it was deleted since, so this is no foreign key.';
 COMMENT ON COLUMN idempotency_keys.created_at IS 'When the task was created: changed_at of its owner then.';
 COMMENT ON COLUMN idempotency_keys.replays IS 'How often the key was sent again.';
+
+-- ops/migrate.py cuts this file at the first CREATE INDEX and before each later one: only indexes follow.
 
 -- Newest first. The trailing status lets a filtered list skip entries inside the index, without
 -- a visit to the table; an index of its own per status would make every write pay for it.

@@ -14,7 +14,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -37,35 +37,6 @@ ENVIRON = {"PATH": os.environ["PATH"], "PYTHON_DOTENV_DISABLED": "1"}
 # The tests speak plain HTTP. A shared context spares each client the 30 ms of reading certificates.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SECRET = os.environ.get("TEST_JWT_SECRET", "a secret that only the tests know, 0123456789")
-
-# What `make check` leaves out, besides tests that need a browser or are marked as slow themselves.
-# It runs every other test, new ones as well.
-SLOW = (
-    "tests/faults/",
-    "tests/test_platform.py",
-    "tests/test_image.py",
-    "tests/test_development.py",
-    "tests/api/test_model.py",
-    # What starts a process or makes a database for each test, or waits for seconds.
-    "tests/test_commands.py",
-    "tests/test_doctor.py",
-    "tests/test_metrics.py",
-    "tests/contract/test_cors.py::test_a_page_of_an_allowed_origin_can_read_failures",
-    "tests/contract/test_headers.py::test_every_answer_bears_its_own_date",
-    "tests/test_jwks.py::test_a_process_that_ends_does_not_wait_for_its_fetch",
-    "tests/test_jwks.py::test_a_slow_issuer_holds_up_nobody_with_a_known_key",
-    "tests/test_jwks.py::test_an_issuer_that_never_ends_its_answer_is_asked_again_soon",
-    "tests/test_schema.py::test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass",
-    "tests/test_settings.py::test_a_bad_value_stops_the_start_with_one_line",
-    "tests/test_user_data.py::test_a_task_that_is_being_created_does_not_outlive_the_user",
-    "tests/test_user_data.py::test_the_memory_of_an_export_does_not_grow_with_the_tasks",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.startswith(SLOW) or "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
 
 
 def sign(user_id: object, secret: str = SECRET, **claims: object) -> str:
@@ -118,6 +89,28 @@ def start_cluster() -> str:
     # Registered first, so run last: after the server has stopped.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return embedded.start(folder)
+
+
+@pytest.fixture(scope="module")
+def new_database(database_url: str) -> Iterator[Callable[..., str]]:
+    """Makes databases, with or without the schema, and drops them after the module's last test."""
+    names: list[str] = []
+
+    def make(*, schema: bool) -> str:
+        names.append(f"todo_{uuid4().hex}")
+        execute(f"CREATE DATABASE {names[-1]}")
+        url = urlsplit(database_url)._replace(path=f"/{names[-1]}").geturl()
+        if schema:
+            apply_schema(url)
+        return url
+
+    def execute(statement: str) -> None:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    yield make
+    for name in names:
+        execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -7,18 +7,14 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
 from flask.testing import FlaskClient
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from werkzeug.test import TestResponse
 
 from tests.conftest import ROOT, SECRET, app_with_commands, sign
 from todo_service import embedded
-from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 PAGE = (ROOT / "docs" / "backup.md").read_text()
@@ -58,18 +54,10 @@ class User:
 class Copies:
     """Databases, and the commands of the page."""
 
-    def __init__(self, connection: psycopg.Connection, url: str, folder: Path) -> None:
-        self.connection = connection
-        self.url = url
+    def __init__(self, new_database: Callable[..., str], folder: Path) -> None:
+        self.new_database = new_database
         self.folder = folder
         self.close: list[Callable[[], None]] = []
-
-    def database(self) -> str:
-        name = f"backup_{uuid4().hex}"
-        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-        self.connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        self.close.append(lambda: self.connection.execute(drop))
-        return make_conninfo(self.url, dbname=name)
 
     def serve(self, url: str) -> FlaskClient:
         app = app_with_commands(Settings(database_url=url, jwt_secret=SECRET))
@@ -81,7 +69,7 @@ class Copies:
 
     def restore(self) -> str:
         """The last dump, in a database of its own."""
-        url = self.database()
+        url = self.new_database(schema=False)
         self.run(block("Restoring", "sh"), RESTORED_URL=url)
         return url
 
@@ -103,18 +91,16 @@ class Copies:
 
 
 @pytest.fixture
-def copies(connection: psycopg.Connection, database_url: str, tmp_path: Path) -> Iterator[Copies]:
-    copies = Copies(connection, database_url, tmp_path)
+def copies(new_database: Callable[..., str], tmp_path: Path) -> Iterator[Copies]:
+    copies = Copies(new_database, tmp_path)
     yield copies
     for close in reversed(copies.close):
         close()
 
 
 @pytest.fixture
-def source(copies: Copies) -> str:
-    url = copies.database()
-    apply_schema(url)
-    return url
+def source(new_database: Callable[..., str]) -> str:
+    return new_database(schema=True)
 
 
 EVERY_COPY = "Make every copy start again"

@@ -16,6 +16,8 @@ from flask.testing import FlaskCliRunner
 from tests.conftest import ENVIRON, ROOT, SECRET, app_with_commands, free_port
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_token_is_accepted_by_the_service(app, runner: FlaskCliRunner) -> None:
     token = runner.invoke(args=["token", "auth0|é"]).output.strip()

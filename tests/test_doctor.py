@@ -19,13 +19,14 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import ENVIRON, ROOT, SECRET, app_with_commands, free_port, sign
 from todo_service.ops import doctor
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
+
+pytestmark = pytest.mark.slow
 
 CHECKS = [
     *("database", "pooler", "schema", "connections", "statement_timeout", "clock"),
@@ -53,14 +54,9 @@ class Report(dict[str, str]):
 
 
 @pytest.fixture
-def database(connection: psycopg.Connection, database_url: str) -> Iterator[str]:
+def database(new_database: Callable[..., str]) -> str:
     """A database of the test's own, with the schema."""
-    name = f"todo_{uuid4().hex}"
-    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    url = make_conninfo(database_url, dbname=name)
-    apply_schema(url)
-    yield as_url(url)
-    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return as_url(new_database(schema=True))
 
 
 def as_url(conninfo: str, **changes: str) -> str:

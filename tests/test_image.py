@@ -23,6 +23,8 @@ import yaml
 from tests.conftest import ENVIRON, NO_TLS, ROOT, SECRET, Server, assert_tasks_work, start_cluster
 from todo_service import embedded
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = re.findall(r"^([A-Z]+) (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 INSTRUCTIONS = dict(DOCKERFILE)
 USER = int(INSTRUCTIONS["USER"].partition(":")[0])

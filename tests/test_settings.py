@@ -203,6 +203,7 @@ def test_a_database_elsewhere_is_reached_over_tls(url: str, sslmode: str | None)
     assert complete(url).get("sslmode") == sslmode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["gunicorn wsgi:app", "flask --app wsgi routes"])
 @pytest.mark.parametrize(
     ("environ", "name"),

@@ -93,6 +93,7 @@ def test_a_user_without_tasks_exports_nothing(runner: FlaskCliRunner) -> None:
     assert result.stderr.endswith("Exported tasks: 0\n")
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_export_does_not_grow_with_the_tasks(
     database_url: str, fill: Fill, tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_an_erasure_and_a_write_do_not_wait_for_each_other(
     assert count_tasks(connection, user) == 0
 
 
+@pytest.mark.slow
 def test_a_task_that_is_being_created_does_not_outlive_the_user(
     app: Flask, fill: Fill, database_url: str, connection: psycopg.Connection
 ) -> None:

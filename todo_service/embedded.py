@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
+from todo_service.log import Fields
+
 DATA = Path(__file__).parent.parent / ".data"
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ def start(data: Path = DATA) -> str:
     fcntl.flock(lock, fcntl.LOCK_SH)
     server = get_server(data / "postgresql", cleanup_mode=None)
     atexit.register(_stop_if_last, server, lock, os.getpid())
-    log.info("event=embedded_postgresql data=%s", data)
+    log.info(Fields(event="embedded_postgresql", data=str(data)))
     return str(server.get_uri())
 
 

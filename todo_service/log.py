@@ -1,5 +1,4 @@
-"""The log, in which every event is a line of key=value or JSON; and the id of a request, which is
-in its lines and in its response."""
+"""Logging (key=value or JSON), and request ids."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import os
 import re
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -19,7 +17,8 @@ _FORMAT = "time={} level={} logger={} {} request_id={}"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+")
+# What is written without quotes: a word, or the path of a route or file.
+_PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+|/[A-Za-z0-9._{}/-]*")
 # https://www.w3.org/TR/trace-context-1/#traceparent-header: version, trace id, parent id and flags.
 # A later version may append more, 00 may not; ff is not a version.
 _TRACEPARENT = re.compile(
@@ -27,13 +26,7 @@ _TRACEPARENT = re.compile(
 )
 _SHOWN = 256  # characters of a path's user id; it can be as long as a request line
 
-_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
-_FIELDS = re.compile(rf"{_FIELD.pattern}(?: {_FIELD.pattern})*")
-# By name, because a user id, a request id and an SQLSTATE may consist of digits, too.
-_NUMBERS = frozenset({"status", "ms", "db_ms", "pool_ms", "pid"})
-
 requests = logging.getLogger("todo_service.requests")
-
 
 _write_directly = False
 
@@ -46,45 +39,48 @@ def configure(log_format: str = "logfmt") -> None:
     global _write_directly
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
-    fields = "%(asctime)s", "%(levelname)s", "%(name)s", "%(message)s", "%(request_id)s"
-    formatter = JsonFormatter if log_format == "json" else logging.Formatter
-    handler.setFormatter(formatter(_FORMAT.format(*fields), TIME_FORMAT))
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        names = "%(asctime)s", "%(levelname)s", "%(name)s", "%(message)s", "%(request_id)s"
+        handler.setFormatter(logging.Formatter(_FORMAT.format(*names), TIME_FORMAT))
     logging.basicConfig(handlers=[handler])
     _write_directly = log_format == "logfmt"
 
 
-class JsonFormatter(logging.Formatter):
-    """The fields of a key=value format as one JSON object.
+class Fields(dict[str, str | float]):
+    """A log message of named values: `log.warning(Fields(event="…", reason="…"))`.
 
-    A message of fields is taken apart, any other one is the field `message`.
+    As text it is key=value; JsonFormatter takes the values as they are.
     """
 
-    def __init__(self, fmt: str, datefmt: str) -> None:
-        super().__init__(fmt, datefmt)
-        self.parts = fmt.split(" ")
+    def __str__(self) -> str:
+        return " ".join(
+            [f"{name}={quote(v) if isinstance(v, str) else v}" for name, v in self.items()]
+        )
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record. A message that is not Fields is the field `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        record.asctime = self.formatTime(record, self.datefmt)
-        message = record.getMessage()
-        line, _, traceback = message.partition("\n")
-        if not _FIELDS.fullmatch(line):
-            line, traceback = f"message={json.dumps(message)}", ""
-        text = " ".join(
-            line if part == "%(message)s" else part % vars(record) for part in self.parts
-        )
-        fields = {name: _value(name, value) for name, value in _FIELD.findall(text)}
+        fields: dict[str, object] = {
+            "time": self.formatTime(record, TIME_FORMAT),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        request_id = getattr(record, "request_id", None)
+        if request_id is None:  # a line of gunicorn's
+            fields["pid"] = record.process
+        if isinstance(record.msg, Fields):
+            fields |= record.msg
+        else:
+            fields["message"] = record.getMessage()
+        if request_id is not None:
+            fields["request_id"] = request_id
         if record.exc_info:
-            traceback = self.formatException(record.exc_info)
-        if traceback:
-            fields["traceback"] = traceback
+            fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields)
-
-
-def _value(name: str, text: str) -> object:
-    if text.startswith('"') or name in _NUMBERS:
-        with suppress(ValueError):
-            return json.loads(text)
-    return text
 
 
 class RequestIdFilter(logging.Filter):
@@ -145,32 +141,36 @@ def finish(response: Response) -> Response:
     else:
         headers.setdefault("Cache-Control", "no-cache")
     rule = request.url_rule
-    line = (
-        f"method={quote(request.method)} route={_template(rule.rule) if rule else '-'}"
-        f" status={response.status_code} ms={elapsed:.1f} db_ms={database:.1f}"
-        f" pool_ms={pool_wait:.1f} user={quote(g.get('user_id', '-'))}"
+    fields = Fields(
+        method=request.method,
+        route=_template(rule.rule) if rule else "-",
+        status=response.status_code,
+        ms=round(elapsed, 1),
+        db_ms=round(database, 1),
+        pool_ms=round(pool_wait, 1),
+        user=g.get("user_id", "-"),
     )
     if response.status_code == 403 and "path_user" in g:
         # Whoever gets a 403 for /api/v1/alice/tasks sees here that the path is v1/alice's.
-        line += f" path_user={quote(g.path_user[:_SHOWN])}"
+        fields["path_user"] = g.path_user[:_SHOWN]
     traceparent = request.headers.get("traceparent")
     if traceparent and (match := _TRACEPARENT.fullmatch(traceparent)):
-        line += f" trace={match[1]}"
-    _write_request_line(line, g.request_id)
+        fields["trace"] = match[1]
+    _write_request_line(fields, g.request_id)
     return response
 
 
-def _write_request_line(message: str, request_id: str) -> None:
+def _write_request_line(fields: Fields, request_id: str) -> None:
     """The one line that every request leaves, at level INFO.
 
     If `configure` has set up the log as key=value, the line is written directly, in the same form:
     a record of the logging package takes more than a twentieth of a request's time.
     """
     if not _write_directly:
-        requests.info(message)
+        requests.info(fields)
     elif requests.isEnabledFor(logging.INFO):
         time_of_day = _format_time(int(time.time()))
-        line = _FORMAT.format(time_of_day, "INFO", requests.name, message, request_id)
+        line = _FORMAT.format(time_of_day, "INFO", requests.name, fields, request_id)
         try:
             sys.stderr.write(f"{line}\n")
         except (AttributeError, OSError, ValueError):

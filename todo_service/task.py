@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 # A task as the API shows it.
 Task = dict[str, Any]
 
-# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: more digits name no time of its.
+# A time in UTC (RFC 3339). PostgreSQL keeps microseconds: no stored time has more digits.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,6}0*)?(?:[Zz]|[+-]00:00)")
 
 

@@ -2,8 +2,8 @@
 -- task. A change is the task as it is now, or the id of a deleted one with null for its title.
 -- One change more than the page may have is read, to see whether there are more. The page ends early when
 -- its texts are too long; octet_length() knows their size without reading them.
--- A page has at most 1,000 changes, hence 1,001. From a number PostgreSQL knows in advance that few rows come,
--- and keeps its plan; with a parameter there, it would plan each poll of a user with many tasks anew.
+-- A page has at most 1,000 changes, hence LIMIT 1001: a literal, so that the planner settles on a generic
+-- plan. With a parameter there, it would plan each poll of a user with many tasks anew.
 -- Every row begins with three columns that say whether the place is still good: when the owner's row was
 -- made, the present time, and whether the place is later than everything known of the user (the clock, and
 -- what somebody dated later by hand). A user without changes has one row with these alone; a user without a

@@ -60,7 +60,7 @@ EITHER = [
         r'{"title": "x", "description": "\udfff"}',
         "Description must not contain U+0000 or lone surrogates",
     ),
-    ('{"title": "x", "priority": 1}', "Unknown field: priority"),
+    ('{"title": "x", "titel": 1}', "Unknown field: titel"),
     ('{"title": "x", "Title": "y"}', "Unknown field: Title"),
     (r'{"title": "x", "\ud800": 1}', r"Unknown field: \ud800"),
     ('{"title": "x", "_schema": 1}', "Unknown field: _schema"),
@@ -87,7 +87,7 @@ ON_UPDATE = [
     ('{"title": null}', "Title cannot be empty"),
     ('{"title": ""}', "Title cannot be empty"),
     ('{"title": "   "}', "Title cannot be empty"),
-    ('{"priority": 1}', "Unknown field: priority"),
+    ('{"titel": 1}', "Unknown field: titel"),
 ]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from urllib.parse import parse_qsl, urlsplit
 
 import psycopg
 import pytest
 from flask.testing import FlaskCliRunner
 
 from tests.conftest import User
+from todo_service.schemas import LIST_QUERY
 
 
 def seed(connection: psycopg.Connection, user_id: str, count: int, spread: str = "1 ms") -> None:
@@ -79,6 +81,21 @@ def test_pages_together_are_the_whole_list(
         assert [task for page in paged for task in page] == whole
         assert all(len(page) == size for page in paged[:-1])
         assert len(paged) == -(-expected // size)
+
+
+def test_the_link_of_a_page_keeps_every_parameter_that_was_sent(alice: User) -> None:
+    sent = {"status": "complete", "limit": "1"}
+    assert {*sent, "cursor"} == {*LIST_QUERY.fields}, "send the new parameter here, too"
+    for _ in range(3):
+        alice.create(status="complete")
+
+    first = next_link(alice.get(alice.tasks, params=sent))
+    second = next_link(alice.get(first))
+
+    for link in (first, second):
+        kept = dict(parse_qsl(urlsplit(link).query))
+        assert kept.pop("cursor")
+        assert kept == sent
 
 
 def test_inserts_and_deletes_between_pages_repeat_and_skip_nothing(

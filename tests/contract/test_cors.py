@@ -64,6 +64,7 @@ def task(alice: User) -> dict[str, object]:
     return alice.create()
 
 
+@pytest.mark.slow
 def test_a_page_of_an_allowed_origin_patches_with_if_match_and_reads_the_etag(
     page: Page, open_server: str, allowed_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_page_of_an_allowed_origin_patches_with_if_match_and_reads_the_etag(
     assert now.json()["title"] == "Changed by a page"
 
 
+@pytest.mark.slow
 def test_a_page_whose_library_includes_credentials_is_answered_all_the_same(
     page: Page, open_server: str, allowed_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_page_whose_library_includes_credentials_is_answered_all_the_same(
     assert title == task["title"]
 
 
+@pytest.mark.slow
 def test_a_page_of_another_origin_changes_nothing_and_learns_nothing(
     page: Page, open_server: str, refused_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -244,6 +247,7 @@ def broken_app() -> Iterator[Flask]:
     app.extensions["database"].close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "status"), [("/api/alice/tasks", 500), ("/ready", 503)])
 def test_a_page_of_an_allowed_origin_can_read_failures(
     broken_app: Flask, path: str, status: int

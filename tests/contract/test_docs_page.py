@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import User, sign
 
 
+@pytest.mark.slow
 def test_a_task_is_created_by_clicking(
     page: Page, server: str, alice: User, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_every_response_says_who_may_keep_it(alice: User) -> None:
         assert answer.headers["Cache-Control"] == expected, kind
 
 
+@pytest.mark.slow
 def test_every_answer_bears_its_own_date(server: str) -> None:
     for _ in range(2):
         before = int(time.time())

@@ -29,6 +29,8 @@ from tests.conftest import NO_TLS, Server, sign
 from tests.faults.conftest import serving
 from todo_service.serving.worker import Client, Worker
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Server]
 Measure = Callable[..., None]
 

@@ -17,6 +17,8 @@ from tests.test_doctor import Report
 from todo_service.ops.doctor import CHECKS
 from todo_service.ops.migrate import apply_schema
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
 

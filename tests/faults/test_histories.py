@@ -24,6 +24,8 @@ from tests.conftest import Server, User
 from tests.faults.conftest import Cluster
 from tests.faults.history import GONE, History, Task, Write, version_of
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
 

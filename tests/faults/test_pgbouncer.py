@@ -19,6 +19,8 @@ from tests.faults.conftest import Cluster
 from tests.test_doctor import Report
 from todo_service.ops.migrate import apply_schema
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def start_pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., str]]:

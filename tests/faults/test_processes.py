@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import NO_TLS, Server, User
 from tests.faults.conftest import Cluster, Load
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
 
@@ -40,7 +42,7 @@ def test_a_killed_worker_is_replaced_and_loses_nothing_acknowledged(
     assert not lost
     assert load.statuses() == {201}
     assert load.statuses(since=settled) == {201}
-    # Each kill can cut what its worker had in hand: at most one request a writer.
+    # Each kill can cut what its worker had in hand: at most one request per writer.
     assert len(load.dropped) <= 3 * 8
     assert len(master.children()) == 2
 

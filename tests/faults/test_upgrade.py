@@ -13,9 +13,12 @@ from itertools import cycle
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
 from tests.faults.conftest import Cluster
+
+pytestmark = pytest.mark.slow
 
 USERS, TASKS = 1_000, 100_000
 

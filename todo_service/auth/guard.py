@@ -12,6 +12,7 @@ from flask import Flask, Request, g, request
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from todo_service.auth.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
+from todo_service.log import Fields
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings
 
@@ -88,7 +89,7 @@ def bearer(settings: Settings) -> Authenticator:
 
 
 class RefusalLog:
-    """Why tokens were refused, a line each, but at most ten in any second.
+    """Why tokens were refused, one line per refusal, but at most ten in any second.
 
     At level INFO: tokens expire every day, and nobody on call has to act. Refusals that are left
     out are not counted here: every request has a line of its own, with its status.
@@ -101,4 +102,4 @@ class RefusalLog:
         now = time.monotonic()
         if now - self._last_ten[0] >= 1.0:
             self._last_ten.append(now)
-            log.info("event=token_refused reason=%s", reason)
+            log.info(Fields(event="token_refused", reason=reason))

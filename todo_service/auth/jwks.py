@@ -13,7 +13,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from jwt import PyJWK
 from werkzeug.exceptions import ServiceUnavailable
 
-from todo_service.log import quote
+from todo_service.log import Fields
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class Jwks:
     def find(self, key_id: object) -> PyJWK:
         """The key with this id.
 
-        Raises KeyError if the issuer does not publish it, ServiceUnavailable if that cannot be
-        told because the issuer does not answer.
+        Raises KeyError if the issuer does not publish it, ServiceUnavailable if the issuer cannot
+        be reached, so nobody knows.
         """
         key = self._keys.get(key_id) if isinstance(key_id, str) else None
         if key is not None:
@@ -96,7 +96,7 @@ class Jwks:
         except Exception as error:  # Whatever it is, the known keys go on working.
             self._failed = True
             reason = str(error) if isinstance(error, DownloadError) else type(error).__name__
-            log.warning("event=jwks_fetch_failed reason=%s", quote(reason))
+            log.warning(Fields(event="jwks_fetch_failed", reason=reason))
             return
         if current_thread() is not self._fetch:
             return  # It was given up, and what it brings may be older than what came since.
@@ -106,7 +106,8 @@ class Jwks:
         if unusable != self._unusable:
             self._unusable = unusable
             if unusable:
-                log.warning("event=jwks_keys_unusable keys=%s", quote(", ".join(sorted(unusable))))
+                names = ", ".join(sorted(unusable))
+                log.warning(Fields(event="jwks_keys_unusable", keys=names))
 
 
 def fetch(url: str, seconds: float) -> tuple[dict[str, PyJWK], set[str]]:

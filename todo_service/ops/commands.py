@@ -71,7 +71,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     @app.cli.command("export")
     @click.argument("user")
     def export(user: str) -> None:
-        """Write all tasks of USER to standard output, newest first, one JSON object a line."""
+        """Write all tasks of USER to standard output, newest first, one JSON object per line."""
         count = 0
         with _reached():
             for page in store.pages_of_tasks(user, limit=_PAGE_TASKS, size=store.PAGE_BYTES):

@@ -17,7 +17,7 @@ from gunicorn.http.errors import (
 )
 from werkzeug.exceptions import BadRequest
 
-from todo_service.log import new_request_id
+from todo_service.log import Fields, new_request_id
 from todo_service.web.body import encode
 from todo_service.web.errors import answer_http
 
@@ -51,12 +51,12 @@ def answer_unparsed(client: socket, error: Exception) -> None:
     Nothing that the client sent is logged: in a malformed request, a token may be anywhere.
     """
     status, request_id = 500, new_request_id()
-    fields = {"request_id": request_id}
+    extra = {"request_id": request_id}
     if isinstance(error, ParseException):
         status, reason = _STATUSES.get(type(error), 400), type(error).__name__
-        log.warning("event=malformed_request status=%d reason=%s", status, reason, extra=fields)
+        log.warning(Fields(event="malformed_request", status=status, reason=reason), extra=extra)
     else:
-        log.error("event=bug", exc_info=error, extra=fields)
+        log.error(Fields(event="bug"), exc_info=error, extra=extra)
     body = encode({"error": _MESSAGES[status]})
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",

@@ -45,18 +45,18 @@ LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still s
 
 
 class Worker(GeventWorker):
-    """One greenlet a connection: a stalled client costs a few kilobytes, not a thread."""
+    """One greenlet per connection: a stalled client costs a few kilobytes, not a thread."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.servers: list[StreamServer] = []
-        # Whoever has no request under way, in the order in which they began to wait.
+        # Idle clients, longest wait first.
         self.waiting: dict[Client, None] = {}
 
     def server_class(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn would make itself, kept in `servers` so that `drain` can close it."""
         with suppress(OSError):  # not TCP
-            # Else the kernel buffers up to 4 MB a client, and hides how much of it was taken.
+            # Else the kernel buffers up to 4 MB per client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
         server.max_accept = 1  # as gunicorn sets it: the rest of a burst is for the other workers
@@ -116,9 +116,9 @@ class Worker(GeventWorker):
 
 
 class Client:
-    """A client's socket, on which nobody waits without end, and nobody else has to.
+    """A client socket with a deadline on every read and write.
 
-    For whoever is late or gone it raises NoMoreData, at which gunicorn closes the connection.
+    For a client that is late or gone it raises NoMoreData, at which gunicorn closes the connection.
     """
 
     def __init__(self, sock: Any, worker: Worker) -> None:

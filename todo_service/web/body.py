@@ -30,7 +30,7 @@ def init_app(app: Flask) -> None:
 
     @app.after_request
     def name_patch_types(response: Response) -> Response:
-        """To whoever asks what a path takes (RFC 5789 section 3.1)."""
+        """In the answer to OPTIONS (RFC 5789 section 3.1)."""
         if request.method == "OPTIONS" and "PATCH" in response.allow:
             response.headers["Accept-Patch"] = ", ".join(PATCH_TYPES)
         return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 
 import psycopg
@@ -10,7 +9,7 @@ from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 
-from todo_service.log import quote
+from todo_service.log import Fields
 from todo_service.schemas import describe
 from todo_service.web.body import respond
 
@@ -62,18 +61,13 @@ def answer_database(error: psycopg.Error) -> Response:
     """503 for an unavailable database, where a retry may help; 500 for a bug. The driver's message
     never goes to the client."""
     if _is_unavailable(error):
-        current_app.logger.warning(
-            "event=database_unavailable sqlstate=%s reason=%s",
-            error.sqlstate or "-",
-            type(error).__name__,
-        )
+        current_app.logger.warning(_fields("database_unavailable", error))
         return answer_http(ServiceUnavailable(retry_after=1))
-    # Not the whole error: its DETAIL quotes the row, and with it what the user wrote.
+    message = error.diag.message_primary or "-"
     current_app.logger.error(
-        "event=database_error sqlstate=%s message=%s\n%s",
-        error.sqlstate,
-        quote(error.diag.message_primary or "-"),
-        "".join(traceback.format_tb(error.__traceback__)),
+        Fields(event="database_error", sqlstate=error.sqlstate or "-", message=message),
+        # Not the error itself: its DETAIL quotes the row, and with it what the user wrote.
+        exc_info=(type(error), type(error)(message), error.__traceback__),
     )
     return answer_http(InternalServerError())
 
@@ -83,18 +77,18 @@ def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         yield from chunks
     except psycopg.Error as error:
-        current_app.logger.warning(
-            "event=list_cut_short sqlstate=%s reason=%s",
-            error.sqlstate or "-",
-            type(error).__name__,
-        )
+        current_app.logger.warning(_fields("list_cut_short", error))
         raise
 
 
 def answer_bug(error: Exception) -> Response:
     """Logged here rather than by Flask, whose line quotes the path as the client sent it."""
-    current_app.logger.error("event=bug", exc_info=error)
+    current_app.logger.error(Fields(event="bug"), exc_info=error)
     return answer_http(InternalServerError())
+
+
+def _fields(event: str, error: psycopg.Error) -> Fields:
+    return Fields(event=event, sqlstate=error.sqlstate or "-", reason=type(error).__name__)
 
 
 def _is_unavailable(error: psycopg.Error) -> bool:

@@ -67,9 +67,9 @@ View = Callable[..., Response]
 
 
 def takes(*, query: Query) -> Callable[[View], View]:
-    """Give a view the task's id as a number, and its query, if that may hold anything, parsed.
+    """Give a view the task's id as a number, and its query as a mapping, if that may hold anything.
 
-    What is wrong with either is a 400. Token and owner were checked before.
+    A fault in either is a 400. Token and owner were checked before.
     """
 
     def decorate(view: View) -> View:
