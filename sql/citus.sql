@@ -2,7 +2,7 @@
 --
 --     psql "$DATABASE_URL" -f sql/citus.sql
 --
--- On the coordinator, as a superuser, after init-db, when the worker nodes have been added. Safe to
+-- On the coordinator, as a superuser, after each init-db, when the worker nodes have been added. Safe to
 -- run twice, and after a run that was interrupted. docs/scaling.md says what has been run on Citus.
 \set ON_ERROR_STOP on
 
@@ -14,7 +14,7 @@ SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'users'::r
     SELECT create_distributed_table('users', 'id');
 \endif
 
--- Co-located: a user's row, tasks and deletions are on the same node, so the foreign keys stay local to it.
+-- Co-located: a user's row, tasks, deletions and keys are on the same node, so the foreign keys stay local to it.
 SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'tasks'::regclass) AS missing \gset
 \if :missing
     SELECT create_distributed_table('tasks', 'user_id', colocate_with => 'users');
@@ -25,11 +25,16 @@ SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'deleted_t
     SELECT create_distributed_table('deleted_tasks', 'user_id', colocate_with => 'users');
 \endif
 
+SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'idempotency_keys'::regclass) AS missing \gset
+\if :missing
+    SELECT create_distributed_table('idempotency_keys', 'user_id', colocate_with => 'users');
+\endif
+
 -- The rows were copied to the shards; what is left on the coordinator is a hidden, ageing duplicate.
--- Follows the foreign keys to the other two.
+-- Follows the foreign keys to the other three.
 SELECT truncate_local_data_after_distributing_table('users');
 
 SELECT table_name, citus_table_type, distribution_column, colocation_id, shard_count
 FROM citus_tables
-WHERE table_name IN ('users'::regclass, 'tasks'::regclass, 'deleted_tasks'::regclass)
+WHERE table_name IN ('users'::regclass, 'tasks'::regclass, 'deleted_tasks'::regclass, 'idempotency_keys'::regclass)
 ORDER BY table_name::text;
