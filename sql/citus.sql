@@ -2,7 +2,7 @@
 --
 --     psql "$DATABASE_URL" -f sql/citus.sql
 --
--- On the coordinator, as a superuser, after init-db, when the worker nodes have been added. Safe to
+-- On the coordinator, as a superuser, after each init-db, when the worker nodes have been added. Safe to
 -- run twice, and after a run that was interrupted. docs/scaling.md says what has been run on Citus.
 \set ON_ERROR_STOP on
 
@@ -31,7 +31,7 @@ SELECT NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'idempoten
 \endif
 
 -- The rows were copied to the shards; what is left on the coordinator is a hidden, ageing duplicate.
--- Follows the foreign keys to the others.
+-- Follows the foreign keys to the other three.
 SELECT truncate_local_data_after_distributing_table('users');
 
 SELECT table_name, citus_table_type, distribution_column, colocation_id, shard_count
