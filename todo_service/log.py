@@ -51,6 +51,8 @@ def configure(log_format: str = "logfmt") -> None:
     handler.setFormatter(formatter(_FORMAT.format(*fields), TIME_FORMAT))
     logging.basicConfig(handlers=[handler])
     _write_directly = log_format == "logfmt"
+    # It quotes the driver with every attempt to connect; database.UnreachableLog says it instead.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
 class JsonFormatter(logging.Formatter):
