@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 
+from todo_service import store
 from todo_service.log import quote
 from todo_service.schemas import describe
 from todo_service.web.body import respond
@@ -62,6 +64,12 @@ def answer_validation(error: ValidationError) -> Response:
 def answer_database(error: psycopg.Error) -> Response:
     """503 for an unavailable database, where a retry may help; 500 for a bug. The driver's message
     never goes to the client."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        missing = []
+        with suppress(psycopg.Error):
+            missing = store.missing_rights()
+        # The message names the table, and not the right.
+        return answer_missing_rights(missing or [error.diag.message_primary or "-"])
     if _is_unavailable(error):
         current_app.logger.warning(
             "event=database_unavailable sqlstate=%s reason=%s",
@@ -77,6 +85,12 @@ def answer_database(error: psycopg.Error) -> Response:
         "".join(traceback.format_tb(error.__traceback__)),
     )
     return answer_http(InternalServerError())
+
+
+def answer_missing_rights(missing: list[str]) -> Response:
+    """503: what needs other rights goes on, and a GRANT mends the rest."""
+    current_app.logger.error("event=permission_denied missing=%s", quote("; ".join(missing)))
+    return answer_http(ServiceUnavailable(retry_after=1))
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
