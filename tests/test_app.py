@@ -451,12 +451,12 @@ def test_as_json_a_value_is_what_it_was_before_it_was_quoted(
 
 @pytest.mark.parametrize("text", ["pool is full", "a=b c=d", "two\nlines", "", 'he said "no"'])
 def test_as_json_what_is_no_fields_is_a_message(json_log: Callable[[], Any], text: str) -> None:
-    logging.getLogger("psycopg.pool").warning("%s", text)
+    logging.getLogger("library").warning("%s", text)
 
     (line,) = json_log()
     assert line.pop("time")
     assert line == {
-        "level": "WARNING", "logger": "psycopg.pool", "message": text, "request_id": "-",
+        "level": "WARNING", "logger": "library", "message": text, "request_id": "-",
     }  # fmt: skip
 
 

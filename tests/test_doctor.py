@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,9 +20,12 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import ENVIRON, ROOT, SECRET, app_with_commands, free_port, sign
 from todo_service.ops import doctor
@@ -29,7 +35,8 @@ from todo_service.settings import Settings
 pytestmark = pytest.mark.slow
 
 CHECKS = [
-    *("database", "pooler", "schema", "connections", "statement_timeout", "clock"),
+    *("database", "pooler", "schema", "rights", "encoding", "ids"),
+    *("connections", "statement_timeout", "clock"),
     *("keys", "CORS_ORIGINS"),
 ]
 
@@ -108,12 +115,17 @@ def test_where_nothing_is_wrong_each_check_says_ok(database: str) -> None:
 
 
 def test_a_database_that_cannot_be_reached_is_named_and_the_rest_is_still_checked() -> None:
-    report = Report(f"postgresql://todo:p4ssw0rd@127.0.0.1:{free_port()}/todo")
+    port = free_port()
+
+    report = Report(f"postgresql://todo:p4ssw0rd@127.0.0.1:{port}/todo")
 
     assert list(report) == ["database", "keys", "CORS_ORIGINS"]
     assert (report.wrong(), report.exit_code) == (["database"], 1)
-    assert "Connection refused" in report["database"]
-    assert "DATABASE_URL" in report["database"]
+    assert (
+        f"nobody listens at 127.0.0.1:{port}. Check the host and port in DATABASE_URL"
+        in (report["database"])
+    )
+    assert "sslmode" not in report.output
     assert "p4ssw0rd" not in report.output
 
 
@@ -145,7 +157,8 @@ def test_a_database_without_the_schema_needs_init_db(
 
 
 DAMAGE = {
-    "ALTER TABLE users DROP COLUMN email": "not there: column users.email.",
+    "ALTER TABLE users DROP COLUMN email": "column users.email is missing. Run in psql: ALTER ",
+    "ALTER TABLE users DROP COLUMN changed_at": "not there: column users.changed_at.",
     "DROP INDEX tasks_newest_idx": "not there: index tasks_newest_idx.",
     "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'tasks_newest_idx'::regclass": (
         r"index tasks_newest_idx is CREATE .* INVALID\."
@@ -180,7 +193,7 @@ def test_what_is_missing_of_the_schema_is_named(
     assert re.match(f"wrong {DAMAGE[damage]}", report["schema"])
 
 
-@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if "COLUMN" not in damage])
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if "ALTER COLUMN" not in damage])
 def test_what_it_says_to_run_mends_the_schema(
     database: str, execute: Callable[[str], None], damage: str
 ) -> None:
@@ -277,15 +290,153 @@ def test_a_role_with_the_rights_that_the_page_names_can_do_everything(
 
 
 @pytest.mark.parametrize("table", ["users", "tasks", "deleted_tasks"])
-def test_a_role_that_may_not_read_the_tables_needs_a_grant(
-    database: str, execute: Callable[[str], None], role: str, table: str
+@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
+def test_a_role_without_one_of_its_rights_needs_the_grant_that_it_says(
+    database: str, execute: Callable[[str], None], role: str, table: str, right: str
 ) -> None:
-    execute(f"REVOKE ALL ON {table} FROM {role}")
+    execute(f"REVOKE {right} ON {table} FROM {role}")
+    ready = app_with_commands(Settings(database_url=as_role(database, role), jwt_secret=SECRET))
 
     report = Report(as_role(database, role))
 
-    assert report.wrong() == ["schema"]
-    assert f"permission denied for table {table}. Grant that" in report["schema"]
+    assert report.wrong() == ["rights"]
+    grant = report["rights"].partition("Run in psql, as the owner of the tables: ")[2]
+    assert grant == f"GRANT {right} ON {table} TO {role}"
+    assert ready.test_client().get("/ready").status_code == 503
+    execute(grant)
+    assert Report(as_role(database, role)).wrong() == []
+    assert ready.test_client().get("/ready").status_code == 200
+    ready.extensions["database"].close()
+
+
+def test_a_sequence_that_a_column_takes_its_default_from_needs_a_right(
+    database: str, execute: Callable[[str], None], role: str
+) -> None:
+    execute("ALTER TABLE deleted_tasks ALTER COLUMN id SET DEFAULT nextval('tasks_id_seq')")
+    execute(f"REVOKE ALL ON SEQUENCE tasks_id_seq FROM {role}")
+
+    grant = Report(as_role(database, role))["rights"].partition("of the tables: ")[2]
+
+    assert grant == f"GRANT USAGE ON SEQUENCE tasks_id_seq TO {role}"
+    execute(grant)
+    assert Report(as_role(database, role))["rights"].startswith("ok ")
+
+
+def test_without_any_right_it_says_all_that_is_to_be_granted(
+    database: str, execute: Callable[[str], None], role: str
+) -> None:
+    execute(f"REVOKE ALL ON users, tasks, deleted_tasks FROM {role}")
+
+    report = Report(as_role(database, role))
+
+    assert report.wrong() == ["rights"]
+    assert report["ids"].startswith("ok not checked: ")
+    execute(report["rights"].partition("of the tables: ")[2])
+    assert Report(as_role(database, role)).wrong() == []
+
+
+def test_what_needs_a_right_that_is_missing_is_a_503_and_the_rest_goes_on(
+    database: str,
+    execute: Callable[[str], None],
+    role: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    execute(f"REVOKE INSERT, UPDATE ON tasks FROM {role}")
+    app = app_with_commands(Settings(database_url=as_role(database, role), jwt_secret=SECRET))
+    client, headers = app.test_client(), {"Authorization": f"Bearer {sign('alice')}"}
+
+    refused = client.post("/api/alice/tasks", json={"title": "p4ssw0rd"}, headers=headers)
+
+    app.logger.info("the end")
+    assert (refused.status_code, refused.get_json()) == (
+        503,
+        {"error": "Service temporarily unavailable"},
+    )
+    assert refused.headers["Retry-After"]
+    (line,) = [text for text in caplog.messages if "event=permission_denied" in text]
+    assert line == 'event=permission_denied missing="INSERT, UPDATE ON tasks"'
+    assert client.get("/api/alice/tasks", headers=headers).status_code == 200
+    app.extensions["database"].close()
+
+
+def test_ids_that_are_behind_the_data_need_after_restore(
+    database: str, execute: Callable[[str], None], role: str
+) -> None:
+    execute("INSERT INTO users (id) VALUES ('alice')")
+    execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'x'), ('alice', 'y')")
+    assert Report(database)["ids"] == "ok the last one was 2"
+    # As logical replication leaves it.
+    execute("SELECT setval('tasks_id_seq', 1)")
+
+    report = Report(database)
+
+    assert report.wrong() == ["ids"]
+    assert report["ids"].startswith("wrong the next one is 2, and 2 is taken. Run `flask ")
+    execute("DELETE FROM tasks; INSERT INTO deleted_tasks VALUES ('alice', 2, now())")
+    assert Report(database).wrong() == ["ids"]
+    assert "not look at their sequence" in Report(as_role(database, role))["ids"]
+    app = app_with_commands(Settings(database_url=database, jwt_secret=SECRET))
+    result = app.test_cli_runner().invoke(args=["after-restore"])
+    assert result.exit_code == 0, result.output
+    assert Report(database)["ids"] == "ok the last one was 1000002"
+
+
+@pytest.fixture
+def latin1(connection: psycopg.Connection, database_url: str) -> Iterator[str]:
+    name = f"todo_{uuid4().hex}"
+    connection.execute(f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+    yield as_url(make_conninfo(database_url, dbname=name))
+    connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_database_in_another_encoding_is_wrong_and_gets_no_tables(latin1: str) -> None:
+    app = app_with_commands(Settings(database_url=latin1, jwt_secret=SECRET))
+
+    result = app.test_cli_runner().invoke(args=["init-db"])
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: the database is encoded in LATIN1. The service needs ")
+    report = Report(latin1)
+    assert "encoding" in report.wrong()
+    assert report["encoding"].startswith("wrong LATIN1, ")
+    assert "ENCODING 'UTF8' TEMPLATE template0" in report["encoding"]
+
+
+def test_what_a_role_sets_for_its_sessions_changes_nothing(
+    connection: psycopg.Connection, database: str, role: str
+) -> None:
+    with psycopg.connect(database, autocommit=True) as owner:
+        owner.execute("ALTER SCHEMA public RENAME TO todo")
+        owner.execute(f"GRANT USAGE ON SCHEMA todo TO {role}")
+    for name, value in {
+        "client_encoding": "LATIN1",
+        "search_path": "todo",
+        "TimeZone": "Asia/Kolkata",
+        "DateStyle": "German",
+        "IntervalStyle": "sql_standard",
+        "bytea_output": "escape",
+        "standard_conforming_strings": "off",
+    }.items():
+        connection.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
+    app = app_with_commands(Settings(database_url=as_role(database, role), jwt_secret=SECRET))
+    client, headers = app.test_client(), {"Authorization": f"Bearer {sign('älice ☃')}"}
+    tasks = "/api/älice ☃/tasks"
+
+    def ask(method: str, path: str, **more: Any) -> Any:
+        answer = client.open(path, method=method, headers=headers | more.pop("headers", {}), **more)
+        assert answer.status_code < 300, answer.text
+        return answer
+
+    created = ask("POST", tasks, json={"title": "☃ \\ é"}, headers={"Idempotency-Key": "k"})
+    path = f"{tasks}/{created.json['id']}"
+    assert created.json["title"] == "☃ \\ é"
+    assert abs(datetime.fromisoformat(created.json["created_at"]).timestamp() - time.time()) < 60
+    changed = ask("PUT", path, json={"title": "ü"}, headers={"If-Match": created.headers["ETag"]})
+    assert ask("GET", tasks).json == [changed.json] == ask("GET", f"{tasks}/changes").json["tasks"]
+    ask("DELETE", path, headers={"If-Match": changed.headers["ETag"]})
+    assert ask("GET", "/ready").status_code == 200
+    app.extensions["database"].close()
+    assert Report(as_role(database, role)).wrong() == []
 
 
 def test_more_connections_than_are_granted_are_wrong_and_what_it_says_to_set_fits(
@@ -419,9 +570,76 @@ def test_an_issuer_without_keys_that_can_be_used_is_wrong(
     assert "p4ssw0rd" not in report.output
 
 
+def test_an_issuer_that_nobody_serves_is_told_without_numbers(database: str) -> None:
+    port = free_port()
+
+    report = Report(database, jwt_jwks_url=f"http://127.0.0.1:{port}/jwks")
+
+    assert report["keys"].startswith(
+        f"wrong none from 127.0.0.1: nobody listens at 127.0.0.1:{port}. Check JWT_JWKS_URL"
+    )
+
+
+def test_an_issuer_without_a_host_is_told(database: str) -> None:
+    report = Report(database, jwt_jwks_url="https://issuer.invalid/jwks")
+
+    assert "there is no host of that name. Check JWT_JWKS_URL" in report["keys"]
+
+
+def test_an_issuer_whose_certificate_nobody_vouches_for_is_told(
+    database: str, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*write_certificate(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # the client that hangs up
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+
+    report = Report(database, jwt_jwks_url=f"https://127.0.0.1:{server.server_port}/jwks")
+
+    assert "its certificate is not accepted: self-signed certificate" in report["keys"]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    for path in paths:
+        path.chmod(0o644)  # PgBouncer runs as another user
+    return paths
+
+
 @pytest.mark.parametrize(
     ("environ", "name"),
     [
+        (
+            {"JWT_JWKS_URL": "https://issuer.example.com/jwks"},
+            "JWT_SECRET and JWT_JWKS_URL are both",
+        ),
+        ({"JWT_SECRET": ""}, "neither JWT_SECRET nor JWT_JWKS_URL is set"),
+        ({"DATABASE_URL": "'postgres://u:p4ssw0rd@db/todo'"}, "DATABASE_URL must not be in quota"),
+        ({"DATABASE_URL": "postgres://u:1@p4ssw0rd@db/todo"}, "DATABASE_URL has .* percent-encode"),
         ({"DATABASE_URL": "mysql://u:p4ssw0rd@db/todo"}, "DATABASE_URL"),
         ({"JWT_SECRET": "p4ssw0rd"}, "JWT_SECRET"),
         ({"DB_POOLER": "session"}, "DB_POOLER"),
@@ -440,5 +658,5 @@ def test_a_bad_setting_is_the_one_line_there_is(environ: dict[str, str], name: s
 
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert name in line
+    assert re.match(f"todo-service cannot start: {name}", line)
     assert "p4ssw0rd" not in line

@@ -384,8 +384,8 @@ def test_an_upgrade_that_never_gets_its_lock_says_so(
 
 def test_a_schema_that_fails_leaves_nothing_behind(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as connection:
-        # It has the name of the last table: the statements before that succeed.
-        connection.execute("CREATE VIEW tasks AS SELECT 1 AS id")
+        # A type with the name of the last table: the statements before that succeed.
+        connection.execute("CREATE DOMAIN deleted_tasks AS text")
     with pytest.raises(psycopg.Error):
         apply_schema(empty_database)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def test_every_variable_is_read() -> None:
     settings = Settings.from_env(
         {
             "DATABASE_URL": "postgresql://db/todo",
+            "OWNER_DATABASE_URL": "postgresql://owner@db/todo",
             "JWT_JWKS_URL": "https://issuer.example.com/jwks",
             "JWT_ISSUER": "https://issuer.example.com",
             "JWT_AUDIENCE": "todo",
@@ -39,6 +41,7 @@ def test_every_variable_is_read() -> None:
 
     assert settings == Settings(
         database_url="postgresql://db/todo",
+        owner_database_url="postgresql://owner@db/todo",
         jwt_jwks_url="https://issuer.example.com/jwks",
         jwt_issuer="https://issuer.example.com",
         jwt_audience="todo",
@@ -64,7 +67,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
 BAD = [
     ("DATABASE_URL", "mysql://db/todo"),
     ("DATABASE_URL", "postgres://[db/todo"),
-    ("DATABASE_URL", "postgres://u:p4ssw0rd@db/todo?nonsense=1"),
+    ("DATABASE_URL", "postgres://u:p4ssw0rd@db:port/todo"),
+    ("OWNER_DATABASE_URL", "mysql://u:p4ssw0rd@db/todo"),
     ("JWT_SECRET", "p4ssw0rd"),
     ("JWT_SECRET", "-----BEGIN PUBLIC KEY-----\np4ssw0rd\n-----END PUBLIC KEY-----"),
     ("PORT", "http"),
@@ -111,6 +115,50 @@ def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["DATABASE_URL", "OWNER_DATABASE_URL"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        # What libpq makes of each: a host ss@db; a host u, a port; a parameter y; an error.
+        ("postgres://u:p4@ss@db/todo", "percent-encode it"),
+        ("postgres://u:p4@/ss@db/todo", "percent-encode it"),
+        ("postgres://u:p4/ss@db/todo", "percent-encode it"),
+        ("postgres://u:12/ss@db", "percent-encode it"),
+        ("postgres://u:12?ss=/ss@db/todo", "percent-encode it"),
+        ("postgres://u:p4@x?ss=1@db/todo", "percent-encode it"),
+        ("postgres://u:ss/@db/todo?sslmode=require", "percent-encode it"),
+        ("postgres://u:100%@db/todo", "percent-encode it"),
+        ("'postgres://u:p4ss@db/todo'", "must not be in quotation marks"),
+        ('"postgres://u:p4ss@db/todo"', "must not be in quotation marks"),
+        ("postgres://u:p4ss@db/todo?sslmode=require&pgbouncer=true", "parameter pgbouncer: "),
+        ("postgres://u:p4ss@db/todo?schema=public", "parameter schema: remove it"),
+        ("postgres://u@db/todo?password=p4&ss=1", "is not a valid PostgreSQL connection URL"),
+    ],
+)
+def test_a_url_that_is_not_read_as_it_was_meant_is_refused(name: str, url: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} .*{said}") as caught:
+        Settings.from_env(MINIMAL | {name: url})
+
+    assert not re.search("p4|ss[@/&=]|ss@|12", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        ("postgres://u:p4%40s%2Fs@db/todo", "p4@s/s"),
+        # libpq takes these as they were meant.
+        ("postgres://u:p4:s#s?s@db/todo", "p4:s#s?s"),
+        ("postgres://u:p4ss@db/todo?application_name=a@b", "p4ss"),
+        ("postgres://u:p4ss@db/todo\n", "p4ss"),
+    ],
+)
+def test_a_url_that_is_read_as_it_was_meant_is_taken(url: str, password: str) -> None:
+    taken = Settings.from_env(MINIMAL | {"DATABASE_URL": url}).database_url
+
+    stated = conninfo_to_dict(taken or "")
+    assert (stated["password"], stated["host"], stated["dbname"]) == (password, "db", "todo")
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -140,8 +188,8 @@ def test_exactly_one_way_to_verify_tokens_must_be_set() -> None:
     both = MINIMAL | {"JWT_JWKS_URL": "https://issuer.example.com/jwks"}
     neither = {"DATABASE_URL": "postgres://db/todo"}
 
-    for environ in (both, neither):
-        with pytest.raises(SettingsError, match="JWT_SECRET and JWT_JWKS_URL"):
+    for environ, said in ((both, "are both set; unset"), (neither, "^neither .* set one of")):
+        with pytest.raises(SettingsError, match=said):
             create_app(Settings.from_env(environ))
     create_app(Settings.from_env(neither), authenticate=lambda _: "alice")
 
@@ -155,8 +203,22 @@ def test_a_neon_pooler_is_known_by_its_name() -> None:
     assert pooler("my-pooler.example.com") is None
 
 
+def test_the_owner_passes_by_a_neon_pooler() -> None:
+    def owner(**environ: str) -> str | None:
+        return Settings.from_env(MINIMAL | environ).owner_database_url
+
+    pooled = "postgres://u:x-pooler.y@ep-cool-1-pooler.us-east-2.aws.neon.tech/d?sslmode=require"
+    direct = pooled.replace("1-pooler", "1")
+    found = owner(DATABASE_URL=pooled)
+    assert conninfo_to_dict(found or "") == conninfo_to_dict(direct)
+    assert owner(DATABASE_URL=pooled, OWNER_DATABASE_URL=direct) == direct
+    for other in (direct, "postgres://u@my-pooler.example.com/d"):
+        assert owner(DATABASE_URL=other) is None
+
+
 def test_secrets_stay_out_of_the_repr() -> None:
-    text = repr(Settings.from_env(MINIMAL))
+    owner = {"OWNER_DATABASE_URL": MINIMAL["DATABASE_URL"]}
+    text = repr(Settings.from_env(MINIMAL | owner))
 
     assert "p4ssw0rd" not in text
     assert SECRET not in text

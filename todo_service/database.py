@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from select import POLLIN
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from flask import Flask, current_app, g
@@ -21,8 +22,11 @@ from psycopg.types.datetime import TimestampBinaryLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from todo_service import embedded
-from todo_service.log import Timings
+from todo_service.database_url import why_unreachable
+from todo_service.log import Fields, Timings
 from todo_service.settings import LOOPBACK, Settings
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -73,6 +77,17 @@ class Connection(psycopg.Connection[TupleRow]):
         tenth of the time of a request."""
         return self.cursor(binary=True)
 
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """As psycopg's own; `on_failure` is called with the error before that is raised."""
+        on_failure: Callable[[psycopg.Error], None] | None = kwargs.pop("on_failure", None)
+        try:
+            return super().connect(*args, **kwargs)
+        except psycopg.Error as error:
+            if on_failure is not None:
+                on_failure(error)
+            raise
+
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         try:
             return super().wait(gen, interval, self.limit if timeout is None else timeout)
@@ -82,6 +97,25 @@ class Connection(psycopg.Connection[TupleRow]):
                 raise
             self.close()  # so that no later step waits for the same silent server once more
             raise NoAnswer("no answer from the server in time") from error
+
+
+class UnreachableLog:
+    """Says why the pool gets no connection: a line a second at most over all workers.
+
+    In place of the pool's own warnings, which log.configure turns off: they come with each attempt,
+    in the words of the driver.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._pause = float(workers)
+        self._next = float("-inf")
+
+    def write(self, error: psycopg.Error) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._pause
+            reason, _ = why_unreachable(error)
+            log.warning(Fields(event="database_unreachable", reason=reason))
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -102,6 +136,7 @@ class Database:
             connection_class=Connection,
             kwargs={
                 "autocommit": True,
+                "on_failure": UnreachableLog(settings.web_concurrency).write,
                 # PgBouncer in transaction mode may run each statement in another session.
                 "prepare_threshold": None if settings.db_pooler else 0,
             },
@@ -223,7 +258,8 @@ def complete_conninfo(url: str, settings: Settings) -> str:
     host = str(stated.get("hostaddr") or stated.get("host") or "")
     if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:
         defaults["sslmode"] = "require"
-    parameters = defaults | stated
+    # Whatever the role or the URL says: in another encoding, most titles could not be sent.
+    parameters = defaults | stated | {"client_encoding": "UTF8"}
     if settings.db_pooler is None:
         # PgBouncer refuses the start-up parameter "options"; there, only Connection's limit holds.
         timeout = f"-c statement_timeout={int(settings.db_statement_timeout * 1000)}"

@@ -46,6 +46,8 @@ def configure(log_format: str = "logfmt") -> None:
         handler.setFormatter(logging.Formatter(_FORMAT.format(*names), TIME_FORMAT))
     logging.basicConfig(handlers=[handler])
     _write_directly = log_format == "logfmt"
+    # It quotes the driver with every attempt to connect; database.UnreachableLog says it instead.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
 class Fields(dict[str, str | float]):

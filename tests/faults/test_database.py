@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -222,6 +223,33 @@ def test_it_boots_without_a_database_and_without_a_schema(
     )
     assert absent < 6
     assert alice.post(alice.tasks, json={"title": "x"}).status_code == 201
+
+
+def test_a_password_that_is_refused_stops_no_start_and_can_be_mended(
+    cluster: Cluster, serve: Serve
+) -> None:
+    cluster.execute("CREATE ROLE web LOGIN SUPERUSER PASSWORD 'an0ther'")
+    ((rules,),) = cluster.query("SHOW hba_file")
+    Path(rules).write_text("local all web scram-sha-256\n" + Path(rules).read_text())
+    cluster.execute("SELECT pg_reload_conf()")
+    url = cluster.url.replace("postgres:@", "web:p4ssw0rd@")
+    server = serve(DATABASE_URL=url, DB_POOL_TIMEOUT="0.2")
+    server.wait("/health")
+    started = time.monotonic()
+
+    server.wait("/ready", 503)
+    time.sleep(4)
+    seconds = time.monotonic() - started
+
+    lines = [line for line in server.log.read_text().splitlines() if "unreachable" in line]
+    event = 'event=database_unreachable reason="DATABASE_URL is refused: user or password"'
+    assert lines and all(event in line for line in lines)
+    # Both workers together; each begins with one at once.
+    assert len(lines) <= seconds + 2
+    assert "psycopg" not in server.log.read_text()
+    assert "p4ssw0rd" not in server.log.read_text()
+    cluster.execute("ALTER ROLE web PASSWORD 'p4ssw0rd'")
+    server.wait("/ready", 200)
 
 
 def test_the_pool_keeps_its_budget_and_a_burst_beyond_it_waits_in_line(

@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.conftest import Server, User, free_port
+from tests.conftest import SECRET, Server, User, app_with_commands, free_port
 from tests.faults.conftest import Cluster
-from tests.test_doctor import Report
-from todo_service.ops.migrate import apply_schema
+from tests.test_doctor import Report, write_certificate
+from todo_service.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def start_pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., 
     """Start a PgBouncer with four server connections for everybody, and give its URL."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(pool_mode: str = "transaction", ignored: str = "") -> str:
+    def start(pool_mode: str = "transaction", ignored: str = "", more: str = "") -> str:
         port = free_port()
         users = tmp_path / "users.txt"
         users.write_text('"postgres" ""\n')
@@ -37,6 +38,7 @@ def start_pgbouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., 
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
             f"auth_type = any\nauth_file = {users}\npool_mode = {pool_mode}\n"
             f"default_pool_size = 4\nignore_startup_parameters = {ignored}\n"
+            f"{more}"
         )
         program = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
         command: list[str | Path] = [program, "-q", config]
@@ -65,12 +67,53 @@ def pgbouncer(start_pgbouncer: Callable[..., str]) -> str:
     return start_pgbouncer()
 
 
-def test_the_schema_is_not_applied_through_a_pooler(cluster: Cluster, pgbouncer: str) -> None:
-    with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter"):
-        apply_schema(pgbouncer)
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+@pytest.mark.parametrize("ignored", ["", "options"])
+def test_the_schema_is_not_applied_through_a_pooler(
+    cluster: Cluster, start_pgbouncer: Callable[..., str], pool_mode: str, ignored: str
+) -> None:
+    pooled = Settings(database_url=start_pgbouncer(pool_mode, ignored), jwt_secret=SECRET)
 
+    for command in ("init-db", "after-restore"):
+        result = app_with_commands(pooled).test_cli_runner().invoke(args=[command])
+
+        assert (result.exit_code, result.output) == (
+            1,
+            "Error: this is the address of a pooler. Set OWNER_DATABASE_URL to the server's own\n",
+        )
     # Neither its lock nor its settings are left behind for others.
     assert cluster.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+    direct = replace(pooled, owner_database_url=cluster.url)
+    result = app_with_commands(direct).test_cli_runner().invoke(args=["init-db"])
+    assert (result.exit_code, result.output) == (0, "The schema is in place.\n")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_as_that(
+    start_pgbouncer: Callable[..., str], tmp_path: Path
+) -> None:
+    certificate, key = write_certificate(tmp_path)
+    url = start_pgbouncer(
+        more=f"client_tls_sslmode = allow\nclient_tls_cert_file = {certificate}\n"
+        f"client_tls_key_file = {key}\n"
+    )
+
+    for roots in ("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "none.crt")):
+        report = Report(f"{url}?sslmode=verify-full&sslrootcert={roots}")
+
+        assert report.wrong() == ["database"]
+        assert "the server's certificate is not accepted: " in report["database"]
+        assert "Check sslmode and sslrootcert in DATABASE_URL" in report["database"]
+        assert "sslmode=disable" not in report["database"]
+
+
+def test_a_server_without_tls_is_told_as_that(start_pgbouncer: Callable[..., str]) -> None:
+    report = Report(f"{start_pgbouncer()}?sslmode=require")
+
+    assert report.wrong() == ["database"]
+    assert (
+        "the server has no TLS. If the network is trusted, add ?sslmode=disable"
+        in (report["database"])
+    )
 
 
 def test_thousands_of_mixed_requests_pass_through_pgbouncer(

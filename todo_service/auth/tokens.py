@@ -53,8 +53,13 @@ class Verifier:
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError unless exactly one of the two is set."""
-        if (settings.jwt_secret is None) == (settings.jwt_jwks_url is None):
-            raise SettingsError("exactly one of JWT_SECRET and JWT_JWKS_URL must be set")
+        by_secret, by_issuer = settings.jwt_secret is not None, settings.jwt_jwks_url is not None
+        if by_secret and by_issuer:
+            raise SettingsError(
+                "JWT_SECRET and JWT_JWKS_URL are both set; unset JWT_SECRET if an issuer signs"
+            )
+        if not by_secret and not by_issuer:
+            raise SettingsError("neither JWT_SECRET nor JWT_JWKS_URL is set; set one of them")
         self.settings = settings
         self.keys = None if settings.jwt_jwks_url is None else Jwks(settings.jwt_jwks_url)
         self.algorithms = ("HS256",) if self.keys is None else ALGORITHMS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from todo_service import store
+from todo_service.web import errors
 from todo_service.web.body import respond
 
 health = Blueprint("health", __name__)
@@ -18,5 +19,6 @@ def is_alive() -> Response:
 
 @health.get("/ready")
 def is_ready() -> Response:
-    store.check_schema()
+    if missing := store.check_schema():
+        return errors.answer_missing_rights(missing)
     return respond({"status": "ok"})

@@ -18,10 +18,11 @@ from dotenv import load_dotenv
 from flask import Flask, current_app
 
 from todo_service import embedded, store
-from todo_service.database import Database
+from todo_service.database import Database, complete_conninfo
+from todo_service.database_url import fault, first_line, why_unreachable
+from todo_service.ops import migrate, restored
 from todo_service.ops.check_token import explain
-from todo_service.ops.doctor import doctor, first_line
-from todo_service.ops.migrate import apply_schema
+from todo_service.ops.doctor import doctor
 from todo_service.settings import Settings, SettingsError
 from todo_service.web.body import encode
 
@@ -36,10 +37,21 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     @app.cli.command("init-db")
     def init_db() -> None:
-        """Apply sql/schema.sql to DATABASE_URL. Safe to repeat; never drops data."""
-        with _reached() as database:
-            apply_schema(database.conninfo)
+        """Apply sql/schema.sql to OWNER_DATABASE_URL, or DATABASE_URL. Safe to repeat; never drops
+        data."""
+        with _one_line(_owner_name(settings)):
+            migrate.apply_schema(_owner_conninfo(settings))
         click.echo("The schema is in place.")
+
+    @app.cli.command("after-restore")
+    def after_restore() -> None:
+        """Give no id twice, and make every copy start again, after a restore or a move of the data.
+
+        On OWNER_DATABASE_URL, or DATABASE_URL. It may run while the service runs.
+        """
+        with _one_line(_owner_name(settings)):
+            last_id, users = restored.start_again(_owner_conninfo(settings))
+        click.echo(f"Ids go on after {last_id}. The copies of {users} users start again.")
 
     @app.cli.command("token")
     @click.argument("user")
@@ -93,32 +105,54 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 @contextmanager
-def _reached() -> Iterator[Database]:
-    """The database of the current app, for one command. A failure is one line and exit code 1."""
+def _reached() -> Iterator[None]:
+    """The database of the current app, for one command, if its tables are ours."""
     database: Database = current_app.extensions["database"]
     try:
-        # Not by the pool, which would try again and again, with a warning each time.
-        psycopg.connect(database.conninfo).close()
-        yield database
-    except psycopg.Error as error:
-        raise click.ClickException(describe_failure(error)) from None
+        with _one_line("DATABASE_URL"):
+            # Not by the pool, which would try again and again.
+            with psycopg.connect(database.conninfo) as connection:
+                migrate.refuse_foreign_tables(connection)
+            yield
     finally:
         database.close()
 
 
-def describe_failure(error: psycopg.Error) -> str:
-    return f"the database cannot be used: {first_line(error)}"
+@contextmanager
+def _one_line(variable: str) -> Iterator[None]:
+    """A failure is one line, which names the variable, and exit code 1."""
+    try:
+        yield
+    except migrate.Refused as refused:
+        raise click.ClickException(str(refused)) from None
+    except psycopg.Error as error:
+        raise click.ClickException(describe_failure(error, variable)) from None
+
+
+def _owner_name(settings: Settings) -> str:
+    return "OWNER_DATABASE_URL" if settings.owner_database_url else "DATABASE_URL"
+
+
+def _owner_conninfo(settings: Settings) -> str:
+    database: Database = current_app.extensions["database"]
+    if settings.owner_database_url is None:
+        return database.conninfo
+    return complete_conninfo(settings.owner_database_url, settings)
+
+
+def describe_failure(error: psycopg.Error, variable: str = "DATABASE_URL") -> str:
+    reason = first_line(error) if error.sqlstate else why_unreachable(error, variable)[1]
+    return f"the database cannot be used: {reason}"
 
 
 def psql() -> int:
     """Run psql on DATABASE_URL or the embedded database; returns its exit status."""
     load_dotenv()
-    url = os.environ.get("DATABASE_URL") or embedded.start()
+    url = os.environ.get("DATABASE_URL", "").strip() or embedded.start()
+    if wrong := fault(url):
+        sys.exit(f"DATABASE_URL {wrong}")
     try:
         psycopg.connect(url, connect_timeout=5).close()
-    except psycopg.ProgrammingError:
-        # Without the driver's words, which quote parts of the URL.
-        sys.exit("DATABASE_URL is not a valid PostgreSQL connection URL")
     except psycopg.Error as error:
         sys.exit(describe_failure(error))
     return subprocess.call([embedded.binaries() / "psql", url, *sys.argv[1:]])

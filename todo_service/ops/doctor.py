@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from contextlib import closing
+from typing import NamedTuple, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import click
 import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 
-from todo_service import store
 from todo_service.auth import jwks
 from todo_service.auth.tokens import LEEWAY
-from todo_service.database import SQL, Connection, Database, complete_conninfo
-from todo_service.ops import migrate
+from todo_service.database import SQL, Connection, Database
+from todo_service.database_url import first_line
+from todo_service.ops import contents
+from todo_service.ops.session import Session, Wrong, connect, reach
 from todo_service.settings import Settings
-
-_LIMIT = 5.0  # seconds that a statement may take
 
 _ROUNDS = 10  # of comparing two connections: a busy pooler may keep them apart in the first ones
 
@@ -30,30 +30,10 @@ _CONNECTION_LIMIT = (SQL / "doctor" / "connection_limit.sql").read_bytes()
 _T = TypeVar("_T")
 
 
-class Wrong(Exception):
-    """What is wrong, and what to set or to run."""
-
-
 class Finding(NamedTuple):
     ok: bool
     check: str
     text: str
-
-
-class Session(NamedTuple):
-    """The connection that the checks share."""
-
-    connection: Connection
-    conninfo: str
-    settings: Settings
-    # Whether it took the start-up option that the service sends, or had to be made without one.
-    takes_options: bool
-
-    def ask(self, query: bytes) -> Any:
-        """The first value of the answer."""
-        row = self.connection.execute(query).fetchone()
-        assert row is not None
-        return row[0]
 
 
 @click.command()
@@ -90,41 +70,6 @@ def find(name: str, check: Callable[[_T], str], subject: _T) -> Finding:
         return Finding(False, name, str(wrong))
     except psycopg.Error as error:
         return Finding(False, name, f"{first_line(error)}. The server's log may say why")
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line. The driver never quotes a password."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def reach(database: Database) -> Session:
-    """Connect as the service does; if that fails, as it does where DB_POOLER is set."""
-    settings = database.settings
-    try:
-        conninfo = database.conninfo
-    except Exception as error:  # whatever stops a PostgreSQL from starting
-        raise Wrong(
-            f"the embedded PostgreSQL does not start: {first_line(error)}. Set DATABASE_URL"
-        ) from None
-    try:
-        return Session(connect(conninfo), conninfo, settings, takes_options=True)
-    except psycopg.Error as error:
-        if settings.database_url is not None and settings.db_pooler is None:
-            pooled = replace(settings, db_pooler="transaction")
-            conninfo = complete_conninfo(settings.database_url, pooled)
-            with suppress(psycopg.Error):
-                return Session(connect(conninfo), conninfo, settings, takes_options=False)
-        raise Wrong(
-            f"{first_line(error)}. Check the host, port, user, password and database in"
-            " DATABASE_URL. If the server has no TLS, and the network is trusted, add"
-            " ?sslmode=disable to it"
-        ) from None
-
-
-def connect(conninfo: str) -> Connection:
-    connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
-    connection.limit = _LIMIT
-    return connection
 
 
 def check_server(session: Session) -> str:
@@ -178,24 +123,6 @@ def server_process(connection: Connection) -> int:
     return int(row[0])
 
 
-def check_schema(session: Session) -> str:
-    try:
-        missing = migrate.differences(session.connection)
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
-        how = f"it answers, but was not compared with sql/schema.sql: {first_line(error)}"
-    else:
-        if missing:
-            raise Wrong("; ".join(missing))
-        how = "as in sql/schema.sql"
-    try:
-        session.connection.execute(*store.SCHEMA_CHECK)  # as /ready does
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise Wrong(f"{first_line(error)}. Grant that to the role in DATABASE_URL") from None
-    except psycopg.errors.ProgrammingError as error:
-        raise Wrong(f"{first_line(error)}. {migrate.INIT_DB}") from None
-    return how
-
-
 def check_connections(session: Session) -> str:
     """Compare what one group of workers may open with what server, database and role allow."""
     settings = session.settings
@@ -246,12 +173,13 @@ def check_keys(settings: Settings) -> str:
         return "JWT_SECRET, for HS256"
     if settings.jwt_jwks_url is None:
         return "none, the app has an authenticator of its own"
-    issuer = urlsplit(settings.jwt_jwks_url).hostname
+    parts = urlsplit(settings.jwt_jwks_url)
+    issuer = parts.hostname
     try:
         keys, unusable = jwks.fetch(settings.jwt_jwks_url, jwks.Jwks.DEADLINE)
     except Exception as error:  # of the network, or whatever a broken answer causes
         raise Wrong(
-            f"none from {issuer}: {first_line(error)}. Check JWT_JWKS_URL, and that this machine"
+            f"none from {issuer}: {_why(error, parts)}. Check JWT_JWKS_URL, and that this machine"
             " may ask that host"
         ) from None
     if not keys:
@@ -264,6 +192,25 @@ def check_keys(settings: Settings) -> str:
     return f"{len(keys)} from {issuer}, for {', '.join(algorithms)}{besides}"
 
 
+def _why(error: Exception, url: SplitResult) -> str:
+    """Why an address did not answer, in words rather than numbers."""
+    cause: object = error
+    while isinstance(cause, BaseException):
+        match cause:
+            case ConnectionRefusedError():
+                port = url.port or {"http": 80, "https": 443}[url.scheme]
+                return f"nobody listens at {url.hostname}:{port}"
+            case ssl.SSLCertVerificationError():
+                return f"its certificate is not accepted: {cause.verify_message}"
+            case socket.gaierror():
+                return "there is no host of that name"
+            case TimeoutError():
+                return "no answer in time"
+        # urllib's errors hold the one that they stand for.
+        cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
+    return first_line(error)
+
+
 def check_origins(settings: Settings) -> str:
     return ", ".join(settings.cors_origins) or "none, pages of other origins cannot call the API"
 
@@ -271,7 +218,10 @@ def check_origins(settings: Settings) -> str:
 CHECKS: dict[str, Callable[[Session], str]] = {
     "database": check_server,
     "pooler": check_pooler,
-    "schema": check_schema,
+    "schema": contents.check_schema,
+    "rights": contents.check_rights,
+    "encoding": contents.check_encoding,
+    "ids": contents.check_ids,
     "connections": check_connections,
     "statement_timeout": check_timeout,
     "clock": check_clock,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,13 +12,18 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from todo_service.database import SQL
+from todo_service.database_url import first_line
 
 INIT_DB = "Run `flask --app wsgi init-db`"
+NEEDS_UTF8 = (
+    "The service needs one that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+)
 
 _DESCRIBE = (SQL / "doctor" / "describe_schema.sql").read_bytes()
 
 # The definitions in a schema, by kind, table and name.
-Parts = dict[tuple[str, str, str], str]
+Part = tuple[str, str, str]
+Parts = dict[Part, str]
 
 _MOVE_KEYS = (SQL / "upgrade" / "move_keys.sql").read_bytes()
 _KEYS_TO_MOVE = (
@@ -32,32 +38,72 @@ _SCHEMA_LOCK = 7_036_874_417
 _LOCK_PATIENCE = 60
 
 
+class Refused(Exception):
+    """Why the database is left as it is, and what to do."""
+
+
+def needs_owner(error: psycopg.Error) -> Refused:
+    return Refused(
+        f"{first_line(error)}. OWNER_DATABASE_URL has to name the role that owns the tables"
+    )
+
+
 def apply_schema(conninfo: str) -> None:
     """Run sql/schema.sql: on a new database in one transaction, on one in use without a long lock.
 
-    Safe when several run it at once. It needs the server's own address: in a pooler, the lock and
-    the settings of its session would stay behind. A pooler refuses the settings, and so all of it.
+    Safe when several run it at once. Raises Refused for a database that is none of ours, or cannot
+    be. A role without the rights may run it where nothing is to do.
     """
     schema = (SQL / "schema.sql").read_bytes()
     tables, *indexes = re.split(rb"^(?=CREATE (?:UNIQUE )?INDEX)", schema, flags=re.MULTILINE)
-    # A large table takes its time. An index that waits for a lock keeps nobody else waiting;
-    # where that is different, the schema sets a shorter limit itself.
-    limits = "-c statement_timeout=0 -c lock_timeout=10min"
-    options = f"{conninfo_to_dict(conninfo).get('options') or ''} {limits}"
     try:
-        with psycopg.connect(conninfo, autocommit=True, options=options) as connection:
+        with connect_as_owner(conninfo) as connection:
             _wait_for_turn(connection)
-            if connection.execute("SELECT to_regclass('tasks')").fetchone() == (None,):
-                _run_transaction(connection, schema)
-                return
-            _run_transaction(connection, tables)
-            for index in indexes:
-                _create_index(connection, index)
-            _move_keys(connection)
+            there = _tables_here(connection)
+            refuse_foreign_tables(connection, there)
+            try:
+                if not there:
+                    _run_transaction(connection, schema)
+                    return
+                _run_transaction(connection, tables)
+                for index in indexes:
+                    _create_index(connection, index)
+                _move_keys(connection)
+            except psycopg.errors.InsufficientPrivilege as error:
+                if PARTS - _describe(connection, there).keys():
+                    raise needs_owner(error) from error
     except psycopg.errors.LockNotAvailable as error:
         raise psycopg.errors.LockNotAvailable(
             "another session keeps the tables locked; docs/psql.md has a query that shows which"
         ) from error
+
+
+def connect_as_owner(conninfo: str) -> psycopg.Connection:
+    """A session on the server itself, with time for large tables. Raises Refused.
+
+    In a pooler, a lock and the settings of the session would stay behind, for others.
+    """
+    # An index that waits for a lock keeps nobody else waiting; where that is different, the schema
+    # sets a shorter limit itself. Its literals are written for standard strings.
+    limits = "-c statement_timeout=0 -c lock_timeout=10min -c standard_conforming_strings=on"
+    options = f"{conninfo_to_dict(conninfo).get('options') or ''} {limits}"
+    pooler = Refused("this is the address of a pooler. Set OWNER_DATABASE_URL to the server's own")
+    try:
+        connection = psycopg.connect(
+            conninfo, autocommit=True, options=options, client_encoding="UTF8"
+        )
+    except psycopg.OperationalError as error:
+        if "startup parameter" in str(error):
+            raise pooler from error
+        raise
+    if connection.execute("SHOW lock_timeout").fetchone() != ("10min",):
+        connection.close()
+        raise pooler
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise Refused(f"the database is encoded in {encoding}. {NEEDS_UTF8}")
+    return connection
 
 
 def _wait_for_turn(connection: psycopg.Connection) -> None:
@@ -117,14 +163,52 @@ def _move_keys(connection: psycopg.Connection) -> None:
             last = connection.execute(_MOVE_KEYS, last).fetchone()
 
 
+def _tables_here(connection: psycopg.Connection) -> list[str]:
+    """Those with a name of ours in the schema in which a table would be created."""
+    rows = connection.execute(
+        "SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE nspname = current_schema() AND relname = ANY (%s)",
+        (TABLES,),
+    )
+    return [name for (name,) in rows]
+
+
+def refuse_foreign_tables(
+    connection: psycopg.Connection[Any], there: Sequence[str] | None = None
+) -> None:
+    """Raise Refused if tables with a name of ours belong to another application.
+
+    Ours have the columns and constraints of the first release; what was added does no harm.
+    `there` are the tables to look at: those that the session finds, unless given.
+    """
+    if there is None:
+        names = "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
+        there = [name for (name,) in connection.execute(names, (TABLES,))]
+    missing = _FIRST_RELEASE - _describe(connection, list(there)).keys()
+    lacks = [
+        f"{table} (no {', '.join(sorted(name for _, of, name in missing if of == table))})"
+        for table in there
+        if any(of == table for _, of, _ in missing)
+    ]
+    if lacks:
+        raise Refused(
+            f"there are tables of these names that are not ours: {'; '.join(lacks)}. They are left"
+            " as they are. Give the service a schema of its own: CREATE SCHEMA todo, and add"
+            " ?options=-csearch_path%3Dtodo to DATABASE_URL"
+        )
+
+
 def differences(connection: psycopg.Connection[Any]) -> list[str]:
     """What is missing or different, and what to do about each. What is there besides does no harm.
 
     Takes no lock on the tables that a request would have to wait for. Needs the right TEMPORARY on
     the database, which every role has unless it was taken away.
     """
-    expected = _expected(connection)
-    found = _describe(connection, [table for _, table, _ in expected])
+    with connection.transaction(force_rollback=True):
+        # What the role sets otherwise would change the texts that are compared.
+        connection.execute("SET LOCAL standard_conforming_strings = on")
+        expected = _expected(connection)
+        found = _describe(connection, [table for _, table, _ in expected])
     missing, others = [], []
     for (kind, table, name), definition in expected.items():
         there = found.get((kind, table, name))
@@ -133,6 +217,9 @@ def differences(connection: psycopg.Connection[Any]) -> list[str]:
         part = f"column {table}.{name}" if kind == "column" else f"{kind} {name}"
         if there is None and kind == "constraint":
             add = f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}"
+            others.append(f"{part} is missing. Run in psql: {add}")
+        elif there is None and kind == "column" and (kind, table, name) in _FIRST_RELEASE:
+            add = f"ALTER TABLE {table} ADD COLUMN {name} {definition}"
             others.append(f"{part} is missing. Run in psql: {add}")
         elif there is None:
             missing.append(part)
@@ -156,3 +243,30 @@ def _expected(connection: psycopg.Connection[Any]) -> Parts:
 def _describe(connection: psycopg.Connection[Any], tables: list[str] | None) -> Parts:
     rows = connection.execute(_DESCRIBE, (tables, tables)).fetchall()
     return {(kind, table, name): definition for kind, table, name, definition in rows}
+
+
+def _names_in(schema: str) -> tuple[set[Part], set[Part]]:
+    """The names in sql/schema.sql, and those of them that the first statement of a table gives."""
+    first: set[Part] = set()
+    for table, body in re.findall(
+        r"^CREATE TABLE IF NOT EXISTS (\w+) \((.*?)^\);", schema, re.MULTILINE | re.DOTALL
+    ):
+        first.add(("table", table, table))
+        columns = set(re.findall(r"^    (\w+) ", body, re.MULTILINE)) - {"CONSTRAINT"}
+        first |= {("column", table, name) for name in columns}
+        first |= {("constraint", table, name) for name in re.findall(r"CONSTRAINT (\w+)", body)}
+    added = {
+        (kind.lower(), table, name)
+        for table, kind, name in re.findall(
+            r"ALTER TABLE (\w+) ADD (COLUMN|CONSTRAINT) (?:IF NOT EXISTS )?(\w+)", schema
+        )
+    }
+    indexes = {
+        ("index", table, name)
+        for name, table in re.findall(r"INDEX IF NOT EXISTS (\w+) ON (\w+)", schema)
+    }
+    return first | added | indexes, first - added
+
+
+PARTS, _FIRST_RELEASE = _names_in((SQL / "schema.sql").read_text())
+TABLES = sorted(table for kind, table, _ in PARTS if kind == "table")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 from flask import Flask, Response, current_app
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 
+from todo_service import store
 from todo_service.log import Fields
 from todo_service.schemas import describe
 from todo_service.web.body import respond
@@ -60,6 +62,12 @@ def answer_validation(error: ValidationError) -> Response:
 def answer_database(error: psycopg.Error) -> Response:
     """503 for an unavailable database, where a retry may help; 500 for a bug. The driver's message
     never goes to the client."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        missing = []
+        with suppress(psycopg.Error):
+            missing = store.missing_rights()
+        # The message names the table, and not the right.
+        return answer_missing_rights(missing or [error.diag.message_primary or "-"])
     if _is_unavailable(error):
         current_app.logger.warning(_fields("database_unavailable", error))
         return answer_http(ServiceUnavailable(retry_after=1))
@@ -70,6 +78,12 @@ def answer_database(error: psycopg.Error) -> Response:
         exc_info=(type(error), type(error)(message), error.__traceback__),
     )
     return answer_http(InternalServerError())
+
+
+def answer_missing_rights(missing: list[str]) -> Response:
+    """503: what needs other rights goes on, and a GRANT mends the rest."""
+    current_app.logger.error(Fields(event="permission_denied", missing="; ".join(missing)))
+    return answer_http(ServiceUnavailable(retry_after=1))
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
