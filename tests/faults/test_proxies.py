@@ -1,20 +1,27 @@
-"""Behind the real nginx, HAProxy and Apache httpd, each compressing what it can."""
+"""Behind the real nginx, HAProxy and Apache httpd, each compressing what it can.
+
+And behind nginx with the configuration of docs/deploy.md.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.conftest import NO_TLS, User, free_port
+from tests.conftest import NO_TLS, ROOT, User, free_port
 
 # The programs of Debian's packages, which the Makefile installs.
 NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
@@ -231,3 +238,120 @@ def test_what_the_client_has_is_not_sent_again(alice: User, count: int, query: s
 
     for path, tag in zip(paths, tags, strict=True):
         assert alice.get(path, headers=tag).status_code == 200
+
+
+(PAGE,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+
+
+@contextmanager
+def nginx_of_the_page(folder: Path, service: str) -> Iterator[str]:
+    """Run the configuration of docs/deploy.md; only the two addresses are other ones."""
+    port = free_port()
+    text = PAGE.replace("listen 80;", f"listen 127.0.0.1:{port};")
+    text = text.replace("server 127.0.0.1:8000;", f"server {service};")
+    with nginx(folder, text, port) as url:
+        yield f"{url}/todo"
+
+
+@pytest.fixture
+def mounted(server: str, tmp_path: Path) -> Iterator[str]:
+    with nginx_of_the_page(tmp_path, urlsplit(server).netloc) as url:
+        yield url
+
+
+@pytest.mark.parametrize("user_id", ["auth0|5f7c", "a/b", "a//b", "ä%2F", "100% ?#", ".."])
+def test_with_the_nginx_of_the_page_links_work_below_its_path(mounted: str, user_id: str) -> None:
+    origin = mounted.removesuffix("/todo")
+    with User(mounted, f"{user_id}/{uuid4()}") as user:
+        created = [user.post(user.tasks, json={"title": LONG}) for _ in "123"]
+        for answer in created:
+            location = answer.headers["Location"]
+            assert location.startswith("/todo/api/")
+            assert user.get(origin + location).json() == answer.json()
+        path, seen = f"{mounted}{user.tasks}?limit=1", []
+        while path:
+            page = user.get(path)
+            assert page.headers["Content-Encoding"] == "gzip"
+            seen += page.json()
+            path = origin + page.links["next"]["url"] if "next" in page.links else ""
+        assert [task["id"] for task in seen] == [answer.json()["id"] for answer in created][::-1]
+        headers = {"If-Match": created[0].headers["ETag"], "X-Forwarded-Prefix": "/other"}
+        moved = user.patch(user.path(seen[-1]), json={"title": "x"}, headers=headers)
+        assert moved.status_code == 200
+
+
+def test_the_nginx_of_the_page_takes_the_largest_body(mounted: str) -> None:
+    with User(mounted, f"alice-{uuid4()}") as alice:
+        body = b'{"title": "x"}'.ljust(1024 * 1024)
+        answer = alice.post(alice.tasks, content=body, headers={"Content-Type": "application/json"})
+
+    # Refused by the service, in JSON.
+    assert answer.status_code == 413
+    assert answer.json() == {"error": "Request body must be at most 64 KiB"}
+
+
+@pytest.fixture
+def behind_the_page(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Put the nginx of the page in front of a handler, and give its address."""
+    with ExitStack() as stack:
+
+        def start(handler: type[BaseRequestHandler]) -> str:
+            service = stack.enter_context(ThreadingTCPServer(("127.0.0.1", 0), handler))
+            service.daemon_threads = True
+            stack.callback(service.shutdown)
+            threading.Thread(target=service.serve_forever, daemon=True).start()
+            address = f"127.0.0.1:{service.server_address[1]}"
+            return stack.enter_context(nginx_of_the_page(tmp_path, address))
+
+        yield start
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "POST"])
+def test_the_nginx_of_the_page_sends_nothing_twice(
+    behind_the_page: Callable[..., str], method: str
+) -> None:
+    requests: list[bytes] = []
+
+    class Breaking(BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(65536):
+                requests.append(data.partition(b" ")[0])
+                if len(requests) == 3:  # on a connection that was good for two
+                    return
+                self.request.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    url = behind_the_page(Breaking)
+    statuses = [httpx.request(method, f"{url}/", verify=NO_TLS).status_code for _ in "123"]
+
+    assert statuses == [204, 204, 502]
+    assert requests == [method.encode()] * 3
+
+
+def test_slow_clients_wait_at_the_nginx_of_the_page(behind_the_page: Callable[..., str]) -> None:
+    bodies: list[bytes] = []
+    answered = threading.Event()
+    size = 64 * 1024 * 1024  # more than sockets hold on the way
+
+    class Answering(BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(65536):
+                bodies.append(data.partition(b"\r\n\r\n")[2])
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"
+                self.request.sendall(head.encode() + b"x" * size)
+                answered.set()
+
+    url = urlsplit(behind_the_page(Answering))
+    head = b"POST /todo/ HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n"
+    with (
+        socket.create_connection((url.hostname, url.port)) as slow,
+        socket.create_connection((url.hostname, url.port)) as whole,
+    ):
+        slow.sendall(head + b"sl")
+        whole.sendall(head + b"fast")
+        # Nobody reads its answer, and the service is done with it; of the slow one, nothing came.
+        assert answered.wait(30)
+        assert bodies == [b"fast"]
+        answered.clear()
+        slow.sendall(b"ow")
+        assert answered.wait(30)
+        assert bodies == [b"fast", b"slow"]

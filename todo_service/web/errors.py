@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from errno import ECONNRESET
 
 import psycopg
 from flask import Flask, Response, current_app
@@ -80,7 +81,7 @@ def answer_database(error: psycopg.Error) -> Response:
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Log a database failure mid-stream: the 200 has been sent."""
+    """Log a database failure mid-stream, and break the connection: the 200 has been sent."""
     try:
         yield from chunks
     except psycopg.Error as error:
@@ -89,7 +90,8 @@ def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
             error.sqlstate or "-",
             type(error).__name__,
         )
-        raise
+        # What servers take for a client that has gone: they close, without a traceback.
+        raise ConnectionResetError(ECONNRESET, "list cut short") from error
 
 
 def answer_bug(error: Exception) -> Response:
