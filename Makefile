@@ -1,10 +1,13 @@
 # From a bare checkout, with Python 3.11 or newer and make: `make run`; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
-# The browser and the pooler that the tests use. Where there is no apt-get, name them:
+# The browser, the pooler and the proxies that the tests use. Where there is no apt-get, name them:
 # CHROMIUM=... PGBOUNCER=... make test
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
+export NGINX ?= /usr/sbin/nginx
+export HAPROXY ?= /usr/sbin/haproxy
+export APACHE ?= /usr/sbin/apache2
 
 .PHONY: help run check test test-citus lint format psql bench
 .DEFAULT_GOAL := run
@@ -40,7 +43,7 @@ export ADDRESS
 check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
 	$(BIN)/pytest -q -m "not slow"
 
-test: lint $(CHROMIUM) $(PGBOUNCER) ## ruff, mypy and all tests: what CI runs
+test: lint $(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) ## ruff, mypy and all tests: what CI runs
 	$(BIN)/pytest
 
 lint: .venv/installed ## ruff and mypy alone
@@ -56,10 +59,13 @@ format: .venv/installed ## rewrite what ruff can put right by itself
 test-citus: .venv/installed ## the tests of the API on a Citus cluster of three nodes
 	$(BIN)/python -m tests.citus
 
-# The two system packages that the tests use, where they are missing: Debian's, by apt-get.
+# The system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium
 $(PGBOUNCER): package = pgbouncer
-$(CHROMIUM) $(PGBOUNCER):
+$(NGINX): package = nginx
+$(HAPROXY): package = haproxy
+$(APACHE): package = apache2-bin
+$(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE):
 	@test "$$(id -u)" = 0 || sudo=sudo; \
 		$$sudo apt-get update -qq \
 		&& $$sudo env DEBIAN_FRONTEND=noninteractive \

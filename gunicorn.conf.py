@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import os
+import socket
 import sys
 
 from dotenv import load_dotenv
@@ -51,7 +52,9 @@ class ServiceLogger(Statsd):
 
 
 logger_class = ServiceLogger
-bind = f"0.0.0.0:{settings.port}"
+# IPv6 and IPv4, as the networks of some platforms are IPv6 alone.
+host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104
+bind = f"{host}:{settings.port}"
 workers = settings.web_concurrency
 worker_class = Worker
 # Load the app in the master: a bad setting stops the start with one line, workers share memory.
@@ -71,6 +74,11 @@ limit_request_field_size = 8190
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # A file goes out like any other answer, in pieces that a slow client has to take in time.
 sendfile = False
+# The service reads nothing of what proxies say about scheme and path but X-Forwarded-Prefix
+# (web/routing.py). By default, gunicorn would refuse each request whose headers for the scheme
+# disagree, and let a client behind a proxy on this machine set the path in a header.
+secure_scheme_headers = {}
+forwarder_headers = ""
 # gunicorn's socket for commands, which nothing here uses.
 control_socket_disable = True
 

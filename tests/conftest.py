@@ -185,7 +185,6 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        self.may_log_a_traceback = False
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 command,

@@ -105,6 +105,22 @@ def assert_failed_in_one_line(result: subprocess.CompletedProcess[str], reason: 
     assert reason in result.stderr
 
 
+@pytest.mark.parametrize("command", ["export", "erase", "token"])
+def test_a_user_that_is_no_text_is_refused_in_one_line(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *FLASK, command, b"al\xff"],
+        cwd=ROOT,
+        # Refused before anything connects.
+        env=ENVIRON | {"JWT_SECRET": SECRET, "DATABASE_URL": "postgresql://127.0.0.1:1/todo"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert_failed_in_one_line(result, "USER must be UTF-8")
+
+
 @pytest.mark.parametrize("command", COMMANDS.keys() - {"token"})
 def test_without_a_database_a_command_says_so_in_one_line(command: str) -> None:
     url = f"postgresql://todo:p4ssw0rd@127.0.0.1:{free_port()}/todo"

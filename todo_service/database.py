@@ -35,6 +35,9 @@ SQL = Path(__file__).parent.parent / "sql"
 # Seconds that /ready waits for a connection, and as many for an answer.
 CHECK_LIMIT = 2.5
 
+# Seconds for which new connections are believed when they, too, lead to a server that is read-only.
+_RENEWAL = 1.0
+
 # The system's own poll, under gevent too: it is called without waiting, and gevent's is slower.
 _poll = get_original("select", "poll")
 
@@ -131,6 +134,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._renewed = 0.0
         self.pool = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
@@ -182,20 +186,36 @@ class Database:
         `limit`, in seconds, is for the wait for a connection, and again for the answer. Without
         one, those of the settings apply. With `retry`, for a statement that does no harm when it
         runs twice, it runs again if the server went away during the first try. Raises
-        psycopg.OperationalError when the time is up.
+        psycopg.OperationalError when the time is up, ReadOnlySqlTransaction where the server takes
+        no writes.
         """
         try:
             return self._run(query, parameters, limit)
         except psycopg.errors.FeatureNotSupported:
             # "cached plan must not change result type": a column has got another type since the
             # statement was prepared. The statement has not run. New connections prepare it anew.
-            pass
+            self.pool.drain()
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # The statement has not run. After a failover by name, the sessions on the old primary
+            # live on, and a session keeps the default_transaction_read_only that it began with.
+            self._renew()
         except psycopg.OperationalError as error:
             if not (retry and _went_away(error)):
                 raise
-        # The other connections are like this one, or about to be.
-        self.pool.drain()
+            # The other connections are like this one, or about to be.
+            self.pool.drain()
         return self._run(query, parameters, limit)
+
+    def _renew(self) -> None:
+        """Replace all connections, but not again within a second.
+
+        Else every write to a server that stays read-only would take the connections from those who
+        read there.
+        """
+        now = time.monotonic()
+        if now - self._renewed > _RENEWAL:
+            self._renewed = now
+            self.pool.drain()
 
     def _run(
         self, query: bytes, parameters: Sequence[object], limit: float | None
@@ -207,7 +227,7 @@ class Database:
         try:
             with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
-                connection.limit = limit or self.settings.db_statement_timeout + 1
+                connection.limit = limit or _answer_limit(self.settings)
                 return connection.one_cursor.execute(query, parameters).fetchall()
         finally:
             ended = time.perf_counter()
@@ -242,6 +262,11 @@ def _went_away(error: psycopg.OperationalError) -> bool:
     return error.sqlstate is None or error.sqlstate.startswith("57P")
 
 
+def _answer_limit(settings: Settings) -> float:
+    """Seconds to wait for an answer: the server gives the statement up first, where it can."""
+    return settings.db_statement_timeout + 1
+
+
 def complete_conninfo(url: str, settings: Settings) -> str:
     """Add what DATABASE_URL does not state. What it states is kept.
 
@@ -254,6 +279,9 @@ def complete_conninfo(url: str, settings: Settings) -> str:
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        # As long as a request waits for its answer. What the server's host has not acknowledged by
+        # then is not sent any more: it would change a task after a 503, when the network is back.
+        "tcp_user_timeout": int(min(_answer_limit(settings), 30) * 1000),
     }
     host = str(stated.get("hostaddr") or stated.get("host") or "")
     if host and not host.startswith("/") and host not in LOOPBACK and "PGSSLMODE" not in os.environ:

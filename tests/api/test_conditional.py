@@ -29,6 +29,14 @@ STALE = [
     '"é"',
 ]
 
+# How a proxy that compresses spells a tag, or two of them in a row.
+CODINGS = ["-gzip", "--gzip", ";gzip", "-br", "-zstd", "-deflate"]
+SPELLINGS = ['W/"{}"', *(f'{weak}"{{}}{coding}"' for coding in CODINGS for weak in ("", "W/"))]
+NO_SPELLINGS = [
+    '"{}-lzma"', '"{}-gzip-gzip"', '"{}gzip"', '"-gzip{}"', '"{}"-gzip', 'w/"{}"', 'W/ "{}"',
+    'W/W/"{}"', "W/{}", "{}-gzip",
+]  # fmt: skip
+
 
 def tag_of(user: User, task: dict) -> str:
     return user.get(user.path(task)).headers["ETag"]
@@ -232,3 +240,82 @@ def test_of_eight_concurrent_deletes_exactly_one_wins(alice: User) -> None:
         )
 
     assert statuses == [204] + [404] * 7
+
+
+@pytest.mark.parametrize("form", SPELLINGS)
+def test_a_tag_that_a_proxy_has_rewritten_stands_for_the_tag(alice: User, form: str) -> None:
+    task = alice.create()
+    stale = form.format(task["updated_at"])
+    task = alice.patch(alice.path(task), json={"title": "meanwhile"}).json()
+    present = form.format(task["updated_at"])
+
+    def ask(method: str, name: str, tag: str) -> int:
+        body = {"title": "x"} if method == "PUT" else None
+        return alice.request(method, alice.path(task), json=body, headers={name: tag}).status_code
+
+    for tag, read, guarded in ((stale, 200, 412), (present, 304, 200)):
+        assert ask("GET", "If-None-Match", tag) == read
+        assert ask("GET", "If-None-Match", f'"x", {tag}') == read
+        assert ask("PUT", "If-Match", tag) == guarded
+    task = alice.get(alice.path(task)).json()
+    present = form.format(task["updated_at"])
+    assert ask("PUT", "If-None-Match", present) == 412
+    assert ask("DELETE", "If-Match", f'"x", {present}') == 204
+
+
+@pytest.mark.parametrize("form", NO_SPELLINGS)
+def test_what_only_looks_like_a_tag_of_a_proxy_matches_nothing(alice: User, form: str) -> None:
+    task = alice.create()
+    tag = form.format(task["updated_at"])
+
+    def put(name: str) -> int:
+        return alice.put(alice.path(task), json={"title": "x"}, headers={name: tag}).status_code
+
+    assert alice.get(alice.path(task), headers={"If-None-Match": tag}).status_code == 200
+    assert (put("If-Match"), put("If-None-Match")) == (412, 200)
+
+
+@pytest.mark.parametrize("form", SPELLINGS)
+@pytest.mark.parametrize("query", ["", "?status=incomplete", "?limit=1"])
+def test_a_list_s_tag_that_a_proxy_has_rewritten_stands_for_the_tag(
+    alice: User, query: str, form: str
+) -> None:
+    alice.create()
+    path = alice.tasks + query
+    tag = form.format(alice.get(path).headers["ETag"].removeprefix("W/").strip('"'))
+
+    known = alice.get(path, headers={"If-None-Match": tag})
+    alice.create()
+    changed = alice.get(path, headers={"If-None-Match": tag})
+
+    assert (known.status_code, changed.status_code) == (304, 200)
+
+
+@pytest.mark.parametrize("form", ["{}T{}Z", "{}t{}z", "{}T{}+00:00", "{}T{}-00:00", "{}T{}000Z"])
+def test_a_time_in_a_tag_may_be_spelled_in_any_way_that_utc_has(alice: User, form: str) -> None:
+    task = alice.create()
+    date, time = task["updated_at"].removesuffix("Z").split("T")
+    tag = f'"{form.format(date, time)}"'
+
+    assert alice.get(alice.path(task), headers={"If-None-Match": tag}).status_code == 304
+    changes = [
+        alice.put(alice.path(task), json={"title": "x"}, headers={"If-Match": tag}) for _ in "12"
+    ]
+
+    assert [answer.status_code for answer in changes] == [200, 412]
+
+
+def test_a_tag_with_another_time_or_none_matches_nothing(alice: User) -> None:
+    task = alice.create()
+    date, time = task["updated_at"].removesuffix("Z").split("T")
+    wrong = [
+        f"{date}T{time}1Z", f"{date}T{time}", f"{date}T{time}+01:00", f"{date} {time}Z",
+        f" {date}T{time}Z", f"{date}T{time}Z ", f"{date}T{time}+0000", f"{date}T24:00:00Z",
+        "2026-02-30T00:00:00Z", "0000-01-01T00:00:00Z", "9999-12-31T23:59:60Z",
+    ]  # fmt: skip
+
+    for text in wrong:
+        tag = f'"{text}"'
+        read = alice.get(alice.path(task), headers={"If-None-Match": tag})
+        write = alice.put(alice.path(task), json={"title": "x"}, headers={"If-Match": tag})
+        assert (read.status_code, write.status_code) == (200, 412), text

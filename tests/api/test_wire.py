@@ -267,6 +267,10 @@ def test_an_unread_body_does_not_run_into_the_next_request(alice: User) -> None:
     [
         {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"},
         {"Script-Name": "/foo", "Path-Info": "/bar"},
+        {"SCRIPT_NAME": "/foo", "PATH_INFO": "/bar"},
+        {"SCRIPT_NAME": "/api"},
+        {"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "off"},
+        {"X-Forwarded-Proto": "http", "X-Forwarded-Ssl": "on"},
         {"X-Forwarded-Host": "evil.example"},
     ],
 )
@@ -277,22 +281,45 @@ def test_headers_for_other_servers_change_nothing(alice: User, headers: dict[str
     assert (answer.status_code, answer.json()) == (200, [task])
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        # From a trusted peer, as this one on the same machine is by gunicorn's defaults.
-        {"SCRIPT_NAME": "/foo"},
-        {"X-Forwarded-Proto": "http", "X-Forwarded-Ssl": "on"},
-        {"Host": "a..example"},
-    ],
-)
-def test_headers_that_ask_for_what_there_is_not_are_refused(
-    alice: User, headers: dict[str, str]
-) -> None:
-    answer = alice.get(alice.tasks, headers=headers)
+def test_a_host_that_cannot_be_one_is_refused(alice: User) -> None:
+    answer = alice.get(alice.tasks, headers={"Host": "a..example"})
 
     assert answer.status_code == 400
     assert list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "prefix"),
+    [
+        ("/todo", "/todo"),
+        ("/todo/", "/todo"),
+        ("/api-2.0/~todo_/x", "/api-2.0/~todo_/x"),
+        *((ignored, "") for ignored in [
+            "", "/", "todo", "//evil.example", "//evil.example/", "/a//b", "/todo//", "/a b", "/a>",
+            "/%61", "/a,/b", "https://evil.example", "/ä", "/a?b", "/a#b", "/a;b", "/a:b",
+            "/\\evil",
+        ]),
+    ],
+)  # fmt: skip
+def test_links_begin_with_the_path_that_a_proxy_has_stripped_if_it_is_one(
+    alice: User, sent: str, prefix: str
+) -> None:
+    headers = {"X-Forwarded-Prefix": sent.encode()}
+
+    answers = [alice.post(alice.tasks, json={"title": "x"}, headers=headers) for _ in "12"]
+    page = alice.get(f"{alice.tasks}?limit=1", headers=headers)
+
+    assert [answer.headers["Location"] for answer in answers] == [
+        prefix + alice.path(answer.json()) for answer in answers
+    ]
+    assert page.headers["Link"].startswith(f"<{prefix}{alice.tasks}?limit=1&cursor=")
+
+
+def test_the_service_listens_on_ipv6_where_there_is_any(alice: User) -> None:
+    host = "::1" if socket.has_dualstack_ipv6() else "127.0.0.1"
+    with socket.create_connection((host, alice.base_url.port), 10) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.0 200 OK")
 
 
 @pytest.mark.parametrize("path", ["/openapi.yaml", "/docs/", "/docs/init.js"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from tests.conftest import SECRET, Server, User, app_with_commands, free_port
 from tests.faults.conftest import Cluster
 from tests.test_doctor import Report, write_certificate
+from tests.test_psql_page import PAGE, PSQL
 from todo_service.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -167,6 +169,23 @@ def test_thousands_of_mixed_requests_pass_through_pgbouncer(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'todo-service'"
     )
     assert backends <= 4
+
+
+def test_a_look_through_a_pooler_as_on_the_page_changes_nothing_for_others(
+    cluster: Cluster, pgbouncer: str
+) -> None:
+    begin = re.search(r"```\n(BEGIN READ ONLY;\n.*?)```", PAGE, re.DOTALL)[1]
+    look = f"{begin}SHOW statement_timeout;\nDELETE FROM users;\nCOMMIT;\n"
+
+    answer = subprocess.run(
+        [PSQL, pgbouncer, "-X", "-q", "-t", "-A"], input=look, capture_output=True, text=True
+    )
+
+    assert answer.stdout == "30s\n"
+    assert "cannot execute DELETE in a read-only transaction" in answer.stderr
+    with psycopg.connect(pgbouncer, autocommit=True) as other:
+        assert other.execute("SHOW statement_timeout").fetchone() == ("0",)
+        other.execute("INSERT INTO users (id) VALUES ('alice')")
 
 
 @pytest.mark.parametrize("ignored", ["", "options"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import flask_swagger_ui  # type: ignore[import-untyped]
-from flask import Blueprint, Response, current_app, send_file, send_from_directory, url_for
+from flask import Blueprint, Response, current_app, send_file, send_from_directory
 from werkzeug.exceptions import NotFound
 
 from todo_service.web.body import respond
 from todo_service.web.conditions import answer_304_if_known
+from todo_service.web.routing import path_of
 
 _PACKAGE = Path(__file__).parent.parent
 _PAGE = _PACKAGE / "swagger"
@@ -40,8 +41,8 @@ def show_index() -> Response:
         {
             "name": "todo-service",
             "version": current_app.config["VERSION"],
-            "docs": url_for(".show_page"),
-            "openapi": url_for(".show_document"),
+            "docs": path_of(".show_page"),
+            "openapi": path_of(".show_document"),
         }
     )
 

@@ -54,7 +54,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         click.echo(f"Ids go on after {last_id}. The copies of {users} users start again.")
 
     @app.cli.command("token")
-    @click.argument("user")
+    @click.argument("user", callback=_check_text)
     @click.option("--curl", is_flag=True, help="Print a curl command that creates a task.")
     def token(user: str, curl: bool) -> None:
         """Sign a token for USER that is good for a day. Development only: needs JWT_SECRET."""
@@ -81,7 +81,7 @@ def init_app(app: Flask, settings: Settings) -> None:
             raise SystemExit(1)
 
     @app.cli.command("export")
-    @click.argument("user")
+    @click.argument("user", callback=_check_text)
     def export(user: str) -> None:
         """Write all tasks of USER to standard output, newest first, one JSON object per line."""
         count = 0
@@ -93,7 +93,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         click.echo(f"Exported tasks: {count}", err=True)
 
     @app.cli.command("erase")
-    @click.argument("user")
+    @click.argument("user", callback=_check_text)
     @click.confirmation_option(prompt="Delete this user with all tasks, for good?")
     def erase(user: str) -> None:
         """Delete USER with all tasks. Asks first, unless given --yes."""
@@ -102,6 +102,14 @@ def init_app(app: Flask, settings: Settings) -> None:
         if count is None:
             raise click.ClickException(f"there is no user {user!r}")
         click.echo(f"Deleted user {user!r}. Deleted tasks: {count}")
+
+
+def _check_text(_: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the shell that are no text
+        raise click.ClickException(f"{parameter.human_readable_name} must be UTF-8") from None
+    return value
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def answer_304_if_known(response: Response) -> Response:
     """304 if the client already has what this ETag names (RFC 9110 section 13.1.2)."""
     if "If-None-Match" in request.headers and "ETag" in response.headers:
         tags = _read_tags("If-None-Match")
-        if tags == {"*"} or _opaque(response.headers["ETag"]) in map(_opaque, tags):
+        if tags == {"*"} or _named(response.headers["ETag"]) in map(_named, tags):
             response.status_code = 304
     return response
 
@@ -85,15 +85,17 @@ def _read_tags(name: str) -> set[str]:
     return {tag.strip(" \t") for tag in header.split(",")}
 
 
-def _opaque(tag: str) -> str | None:
-    """What is inside the quotes, without what proxies add; None for what is no tag at all."""
+def _named(tag: str) -> datetime | str | None:
+    """What is inside the quotes, without what proxies add, as a time if it is one.
+
+    None for what is no tag at all.
+    """
     match = _TAG.fullmatch(tag)
-    return match and match[1]
+    return match and (parse_time(match[1]) or match[1])
 
 
 def _times_of(tags: set[str]) -> list[datetime]:
-    times = (parse_time(_opaque(tag) or "") for tag in tags)
-    return [time for time in times if time is not None]
+    return [time for time in map(_named, tags) if isinstance(time, datetime)]
 
 
 def read_idempotency_key() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from errno import ECONNRESET
 
 import psycopg
 from flask import Flask, Response, current_app
@@ -87,12 +88,13 @@ def answer_missing_rights(missing: list[str]) -> Response:
 
 
 def log_if_cut_short(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Log a database failure mid-stream: the 200 has been sent."""
+    """Log a database failure mid-stream, and break the connection: the 200 has been sent."""
     try:
         yield from chunks
     except psycopg.Error as error:
         current_app.logger.warning(_fields("list_cut_short", error))
-        raise
+        # What servers take for a client that has gone: they close, without a traceback.
+        raise ConnectionResetError(ECONNRESET, "list cut short") from error
 
 
 def answer_bug(error: Exception) -> Response:

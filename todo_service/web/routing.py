@@ -17,6 +17,9 @@ from werkzeug.urls import iri_to_uri
 from todo_service.schemas import MAX_ID, Query
 
 _ID = re.compile("0*([1-9][0-9]{0,18})")
+# What a proxy may say that it has stripped: a path of unreserved characters (RFC 3986 section 2.3).
+# Two slashes at the start would make an address at another host of it.
+_PREFIX = re.compile("((?:/[A-Za-z0-9._~-]+)+)/?")
 
 
 class UserIdConverter(BaseConverter):
@@ -59,8 +62,12 @@ def parse_task_id(text: str) -> int:
 
 
 def path_of(endpoint: str, **values: Any) -> str:
-    """url_for, with the path of a mount percent-encoded too: a header holds ASCII only."""
-    return iri_to_uri(url_for(endpoint, **values))
+    """url_for, as the client of a proxy that strips a path has to send it.
+
+    The path of a mount is percent-encoded, too: a header holds ASCII only.
+    """
+    stripped = _PREFIX.fullmatch(request.headers.get("X-Forwarded-Prefix", ""))
+    return (stripped[1] if stripped else "") + iri_to_uri(url_for(endpoint, **values))
 
 
 View = Callable[..., Response]
