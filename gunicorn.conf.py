@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import os
+import resource
 import sys
 
 from dotenv import load_dotenv
@@ -56,6 +57,11 @@ workers = settings.web_concurrency
 worker_class = Worker
 # Load the app in the master: a bad setting stops the start with one line, workers share memory.
 preload_app = True
+# As many files as the system allows. A connection may take two, its own and one that it is sent, and
+# some are for the database and the log: with all taken, nobody could be let in.
+_, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+worker_connections = 1000 if files == resource.RLIM_INFINITY else min(1000, (files - 100) // 2)
 # Longer than the idle timeout of the routers in front (Heroku 90 s): they, not we, close idle
 # connections, so that none is closed while a request is on its way.
 keepalive = 95
