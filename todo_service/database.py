@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from select import POLLIN
+from threading import Lock
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import psycopg
 from flask import Flask, current_app, g
@@ -18,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestampBinaryLoader
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from todo_service import embedded
 from todo_service.log import Timings
@@ -30,6 +33,9 @@ SQL = Path(__file__).parent.parent / "sql"
 
 # Seconds that /ready waits for a connection, and as many for an answer.
 CHECK_LIMIT = 2.5
+
+# How many writes of one user may wait for each other in a worker.
+MAX_WAITING = 32
 
 # The system's own poll, under gevent too: it is called without waiting, and gevent's is slower.
 _poll = get_original("select", "poll")
@@ -46,10 +52,29 @@ def run(
     *,
     limit: float | None = None,
     retry: bool = False,
+    turn: str | None = None,
 ) -> list[TupleRow]:
-    """Run one statement on the current app's database; see Database.run."""
+    """Run one statement on the current app's database; see Database.run.
+
+    A statement that writes takes a turn, by the id of the user whose row it locks first.
+    """
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, limit=limit, retry=retry)
+    with database.turn_of(turn) if turn is not None else nullcontext():
+        return database.run(query, parameters, limit=limit, retry=retry)
+
+
+def check(query: bytes, parameters: Sequence[object]) -> None:
+    """Run a statement to see whether the database is there.
+
+    If all connections are busy, it is if it answers on one of them meanwhile. Raises psycopg.Error.
+    """
+    database: Database = current_app.extensions["database"]
+    asked = time.perf_counter()
+    try:
+        database.run(query, parameters, limit=CHECK_LIMIT)
+    except PoolTimeout:
+        if database.answered < asked:
+            raise
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -82,6 +107,14 @@ class NoAnswer(psycopg.OperationalError):
     """The server did not answer within the limit."""
 
 
+class Turn:
+    """The lock for which the writes of one user wait, and how many do."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.waiting = 0
+
+
 class Database:
     """A pool of autocommit connections to one PostgreSQL database.
 
@@ -91,6 +124,8 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.answered = 0.0  # by a clock without a date, when the server last did
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self.pool = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
@@ -127,6 +162,30 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.pool.close()
+
+    @contextmanager
+    def turn_of(self, user_id: str) -> Iterator[None]:
+        """Let one write of a user at a time go to the database.
+
+        There, each locks the user's row first, so they wait for each other anyway: but there, each
+        would keep a connection from everybody else. Raises as the pool does for a connection.
+        """
+        started = time.perf_counter()
+        turn = self._turns.setdefault(user_id, Turn())
+        if turn.waiting >= MAX_WAITING:
+            raise TooManyRequests("too many writes of one user")
+        turn.waiting += 1
+        try:
+            taken = turn.lock.acquire(timeout=self.settings.db_pool_timeout)
+        finally:
+            turn.waiting -= 1
+        g.setdefault("timings", Timings()).pool_wait += time.perf_counter() - started
+        if not taken:
+            raise PoolTimeout("other writes of the user took too long")
+        try:
+            yield
+        finally:
+            turn.lock.release()
 
     def run(
         self,
@@ -167,7 +226,9 @@ class Database:
             with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or self.settings.db_statement_timeout + 1
-                return connection.cursor(binary=True).execute(query, parameters).fetchall()
+                rows = connection.cursor(binary=True).execute(query, parameters).fetchall()
+                self.answered = time.perf_counter()
+                return rows
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one

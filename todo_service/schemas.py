@@ -28,7 +28,7 @@ MAX_PUSH = 1024 * 1024
 MAX_CHANGES = 100
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
-# How many unknown fields of a task are named.
+# How many unknown fields of a task are named, and how many parameters of a query are looked at.
 MAX_NAMED = 20
 
 

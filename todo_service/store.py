@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from todo_service.database import CHECK_LIMIT, run, statement
+from todo_service.database import check, run, statement
 from todo_service.task import ANY_VERSION, ChangesCursor, ListCursor, Task, Versions
 
 
@@ -149,6 +149,7 @@ def create_task(
         (user_id, user_id, title, description, status, key, digest),
         # Without a key, a repetition could make a second task.
         retry=key is not None,
+        turn=user_id,
     )
     if not rows:
         return None
@@ -178,31 +179,38 @@ def update_task(
             versions.one_of,
             versions.none_of,
         ),
+        turn=user_id,
     )
     return _task(rows[0]) if rows else None
 
 
-def update_tasks(user_id: str, *, status: str, to: str) -> int:
-    """Set all tasks of one status to another, and return how many there were."""
-    return int(run(_UPDATE_MANY, (user_id, to, user_id, status))[0][0])
+def update_tasks(user_id: str, *, status: str, to: str) -> tuple[int, bool]:
+    """Set the oldest tasks of one status to another: how many they were, and if there are more."""
+    if status == to:
+        return 0, False
+    parameters = (user_id, user_id, status, to, user_id, status)
+    count, more = run(_UPDATE_MANY, parameters, turn=user_id)[0]
+    return count, more
 
 
 def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION) -> bool:
     """Delete a task, if it has one of the versions, and return whether it had."""
     one_of, none_of = versions
     owner = (user_id, user_id, user_id)
-    return bool(run(_DELETE, (user_id, user_id, task_id, one_of, one_of, none_of, *owner)))
+    parameters = (user_id, user_id, task_id, one_of, one_of, none_of, *owner)
+    return bool(run(_DELETE, parameters, turn=user_id))
 
 
-def delete_tasks(user_id: str, *, status: str) -> int:
-    """Delete all tasks of one status, and return how many there were."""
-    parameters = (user_id, user_id, status, user_id, user_id, user_id)
-    return int(run(_DELETE_MANY, parameters)[0][0])
+def delete_tasks(user_id: str, *, status: str) -> tuple[int, bool]:
+    """Delete the oldest tasks of one status: how many they were, and if there are more."""
+    parameters = (user_id, user_id, status, user_id, status, user_id, user_id, user_id)
+    count, more = run(_DELETE_MANY, parameters, turn=user_id)[0]
+    return count, more
 
 
 def check_schema() -> None:
     """Run a statement that needs all tables and finds nothing; it fails where one is missing."""
-    run(*SCHEMA_CHECK, limit=CHECK_LIMIT)
+    check(*SCHEMA_CHECK)
 
 
 def delete_user(user_id: str) -> int | None:

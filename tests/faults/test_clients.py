@@ -558,7 +558,7 @@ def refuses(server: Server) -> bool:
 def test_a_request_that_comes_in_the_moment_of_hanging_up_is_not_lost() -> None:
     """By hand, because from outside nobody can hit the moment."""
     server, client = gevent.socket.socketpair()
-    worker = SimpleNamespace(clients={}, cfg=SimpleNamespace(keepalive=95))
+    worker = SimpleNamespace(clients={}, held=0, cfg=SimpleNamespace(keepalive=95))
     patient = Client(server, worker, Pool(1))
     with client:
         received = gevent.spawn(patient.recv, 8192)

@@ -74,6 +74,7 @@ class Worker(GeventWorker):
         self.servers: list[StreamServer] = []
         # All clients, in the order in which each began what it is at.
         self.clients: dict[Client, None] = {}
+        self.held = 0  # bytes of all their unfinished bodies and answers
 
     def server_class(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn would make itself, kept in `servers` so that `drain` can close it."""
@@ -81,7 +82,6 @@ class Worker(GeventWorker):
             # Else the kernel buffers up to 4 MB a client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
-        server.max_accept = 1  # as gunicorn sets it: the rest of a burst is for the other workers
         self.servers.append(server)
         return server
 
@@ -91,6 +91,10 @@ class Worker(GeventWorker):
 
     def handle(self, pool: Pool, sock: Any, addr: Any) -> None:
         client = Client(sock, self, pool)
+        # Few in a turn of the loop: the rest of a burst is for the other workers. But more where
+        # there are many clients, and turns are long: the next ones must not wait for many turns.
+        for server in self.servers:
+            server.max_accept = 1 + len(pool) // 10
         if pool.free_count() <= pool.size // 10:
             self.make_room()
         # gunicorn asks the listener for its address only, and it may be closed by then.
@@ -174,7 +178,6 @@ class Client:
         self.passed = 0  # bytes
         self.patience = PATIENCE
         if stage is Stage.HEAD:
-            self.held = 0
             self.patience = self.worker.cfg.keepalive or PATIENCE
         elif stage is Stage.REST and self.late:
             self.patience = 0.0
@@ -222,17 +225,17 @@ class Client:
             self.cut = True
             raise
         finally:
-            self.held = 0
+            self.hold(0)
 
     send = sendall  # of "100 Continue"
 
     def hold(self, size: int) -> None:
         """Note how much of a body or an answer is in memory. Too much of all goes."""
+        self.worker.held += size - self.held
         self.held = size
         if size > SMALL:
-            while sum(client.held for client in self.worker.clients) > MAX_HELD:
-                if not self.worker.make_room(SMALL):
-                    break
+            while self.worker.held > MAX_HELD and self.worker.make_room(SMALL):
+                gevent.sleep(0)  # until its memory is free
 
     def wait(self, call: Callable[[Any], Any], argument: Any) -> Any:
         """Send or receive, for as long as there is patience left."""
@@ -263,7 +266,7 @@ class Client:
     def hang_up(self) -> None:
         """A request that is on its way is still answered; one under way is given up."""
         self.blocked = False
-        self.held = 0
+        self.hold(0)
         self.cut = self.stage is not Stage.HEAD
         with suppress(OSError):  # the client was faster
             self.sock.shutdown(SHUT_RDWR if self.cut else SHUT_RD)
@@ -279,5 +282,6 @@ class Client:
         if self.cut:  # a reset, or the kernel would keep what was not taken
             with suppress(OSError):
                 self.sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.hold(0)
         del self.worker.clients[self]
         self.sock.close()
