@@ -6,9 +6,12 @@ from gevent import monkey
 # waits let other requests run.
 monkey.patch_all()
 
+import ctypes
 import os
+import resource
 import socket
 import sys
+from contextlib import suppress
 
 from dotenv import load_dotenv
 from gunicorn.http.errors import ParseException
@@ -25,6 +28,12 @@ try:
     settings = Settings.from_env()
 except SettingsError as error:
     sys.exit(f"todo-service cannot start: {error}")
+
+M_MMAP_THRESHOLD = -3
+with suppress(AttributeError):  # another C library than glibc
+    # The memory of bodies and answers goes back to the system. By itself, glibc raises this limit
+    # with the first large one, and keeps all that is below it.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
 
 
 class ServiceLogger(Statsd):
@@ -59,6 +68,11 @@ workers = settings.web_concurrency
 worker_class = Worker
 # Load the app in the master: a bad setting stops the start with one line, workers share memory.
 preload_app = True
+# As many files as the system allows. A connection may take two, its own and one that is sent on it,
+# and some are for the database and the log: with all taken, nobody could be let in.
+_, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+worker_connections = 1000 if files == resource.RLIM_INFINITY else min(1000, (files - 100) // 2)
 # Longer than the idle timeout of the routers in front (Heroku 90 s): they, not we, close idle
 # connections, so that none is closed while a request is on its way.
 keepalive = 95

@@ -27,12 +27,18 @@ WRITES: dict[str, Callable[[str, Task], tuple]] = {
         *(f'[{{"id": {task["id"]}, "title": "late"}}]', user, [task["id"]], "[]", user, []),
         *(user, user, user, user, user, []),
     ),
-    "update_tasks": lambda user, task: (user, task["status"], user, task["status"]),
+    "update_tasks": lambda user, task: (
+        *(user, user, task["status"]),
+        *({"incomplete": "complete"}.get(task["status"], "incomplete"), user, task["status"]),
+    ),
     "delete_task": lambda user, task: (
         *(user, user, task["id"], None, None, None),
         *(user, user, user),
     ),
-    "delete_tasks": lambda user, task: (user, user, task["status"], user, user, user),
+    "delete_tasks": lambda user, task: (
+        *(user, user, task["status"], user, task["status"]),
+        *(user, user, user),
+    ),
 }
 
 

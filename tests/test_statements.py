@@ -50,8 +50,11 @@ PARAMETERS = {
         *("{user}", "{user}", "{user}", "{user}", "{user}", ["k1", "k2"]),
     ),
     # Somebody without tasks, here too.
-    "delete_tasks": ("nobody", "nobody", "complete", "nobody", "nobody", "nobody"),
-    "update_tasks": ("nobody", "complete", "nobody", "incomplete"),
+    "delete_tasks": (
+        *("nobody", "nobody", "complete", "nobody", "complete"),
+        *("nobody", "nobody", "nobody"),
+    ),
+    "update_tasks": ("nobody", "nobody", "incomplete", "complete", "nobody", "incomplete"),
     "delete_task": ("{user}", "{user}", 150_000, None, None, None, "{user}", "{user}", "{user}"),
     # Somebody without tasks: what there is to delete is not what the look-up costs.
     "delete_user": ("nobody", "nobody"),
@@ -116,7 +119,9 @@ def test_a_statement_is_written_by_the_same_rules_as_all_others(path: Path) -> N
     assert text.endswith(";\n") and text.count(";\n") == 1
     assert "*" not in code(path)
     assert "%" not in "".join(re.findall(r"--[^\n]*", text))
-    assert "clock_timestamp" not in text and "OFFSET" not in text
+    assert "clock_timestamp" not in text
+    # No page is found by counting from the start; what is changed at once is read anyway.
+    assert "OFFSET" not in text or path.stem in ("delete_tasks", "update_tasks")
     # Where the order of two rows is open, pages could show one twice, or not at all.
     for columns in re.findall(r"ORDER BY ((?:[\w.]+(?: DESC)?(?:, )?)+)", text):
         assert re.search(r"\b(id|key|number)(?: DESC)?$", columns), columns

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from select import POLLIN
+from threading import Lock
 from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import psycopg
 from flask import Flask, current_app, g
@@ -19,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestampBinaryLoader
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from todo_service import embedded
 from todo_service.database_url import why_unreachable
@@ -38,6 +41,9 @@ CHECK_LIMIT = 2.5
 # Seconds for which new connections are believed when they, too, lead to a server that is read-only.
 _RENEWAL = 1.0
 
+# How many writes of one user may wait for each other in a worker.
+MAX_WAITING = 32
+
 # The system's own poll, under gevent too: it is called without waiting, and gevent's is slower.
 _poll = get_original("select", "poll")
 
@@ -53,10 +59,31 @@ def run(
     *,
     limit: float | None = None,
     retry: bool = False,
+    turn: str | None = None,
 ) -> list[TupleRow]:
-    """Run one statement on the current app's database; see Database.run."""
+    """Run one statement on the current app's database; see Database.run.
+
+    A statement that writes takes a turn, by the id of the user whose row it locks first.
+    """
     database: Database = current_app.extensions["database"]
-    return database.run(query, parameters, limit=limit, retry=retry)
+    with database.turn_of(turn) if turn is not None else nullcontext():
+        return database.run(query, parameters, limit=limit, retry=retry)
+
+
+def check(query: bytes, parameters: Sequence[object], *, limit: float) -> list[TupleRow]:
+    """Run a statement to see whether the database is there.
+
+    If all connections are busy, it is if it answers on one of them meanwhile; there are no rows
+    then. Raises psycopg.Error.
+    """
+    database: Database = current_app.extensions["database"]
+    asked = time.perf_counter()
+    try:
+        return database.run(query, parameters, limit=limit)
+    except PoolTimeout:
+        if database.answered < asked:
+            raise
+        return []
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -125,6 +152,14 @@ class NoAnswer(psycopg.OperationalError):
     """The server did not answer within the limit."""
 
 
+class Turn:
+    """The lock for which the writes of one user wait, and how many do."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.waiting = 0
+
+
 class Database:
     """A pool of autocommit connections to one PostgreSQL database.
 
@@ -135,6 +170,8 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._renewed = 0.0
+        self.answered = 0.0  # by a clock without a date, when the server last did
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self.pool = ConnectionPool(
             lambda: self.conninfo,
             connection_class=Connection,
@@ -172,6 +209,30 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.pool.close()
+
+    @contextmanager
+    def turn_of(self, user_id: str) -> Iterator[None]:
+        """Let one write of a user at a time go to the database.
+
+        There, each locks the user's row first, so they wait for each other anyway: but there, each
+        would keep a connection from everybody else. Raises as the pool does for a connection.
+        """
+        started = time.perf_counter()
+        turn = self._turns.setdefault(user_id, Turn())
+        if turn.waiting >= MAX_WAITING:
+            raise TooManyRequests("too many writes of one user")
+        turn.waiting += 1
+        try:
+            taken = turn.lock.acquire(timeout=self.settings.db_pool_timeout)
+        finally:
+            turn.waiting -= 1
+        g.setdefault("timings", Timings()).pool_wait += time.perf_counter() - started
+        if not taken:
+            raise PoolTimeout("other writes of the user took too long")
+        try:
+            yield
+        finally:
+            turn.lock.release()
 
     def run(
         self,
@@ -228,7 +289,9 @@ class Database:
             with self.pool.connection(limit) as connection:
                 started = time.perf_counter()
                 connection.limit = limit or _answer_limit(self.settings)
-                return connection.one_cursor.execute(query, parameters).fetchall()
+                rows = connection.one_cursor.execute(query, parameters).fetchall()
+                self.answered = time.perf_counter()
+                return rows
         finally:
             ended = time.perf_counter()
             started = started or ended  # without a connection, all of it was waiting for one

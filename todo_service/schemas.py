@@ -31,7 +31,8 @@ MAX_CHANGES = 100
 STATUSES = ("incomplete", "complete")
 MAX_LIMIT = 1000
 MAX_ID = 2**63 - 1
-# How many unknown fields of a task, and how many entries of a push with faults, are named.
+# How many unknown fields of a task, and how many entries of a push with faults, are named, and how
+# many parameters of a query are looked at.
 MAX_NAMED = 20
 
 _KEY = re.compile("[!-~]{1,255}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 from psycopg.types.json import Json
 
-from todo_service.database import CHECK_LIMIT, SQL, run, statement
+from todo_service.database import CHECK_LIMIT, SQL, check, run, statement
 from todo_service.task import ANY_VERSION, ChangesCursor, ListCursor, Result, Task, Versions
 
 
@@ -145,7 +145,8 @@ def get_task(user_id: str, task_id: int) -> Task | None:
 
 
 def create_task(user_id: str, *, title: str, description: str | None, status: str) -> Task:
-    return _task(run(_CREATE, (user_id, user_id, title, description, status))[0])
+    parameters = (user_id, user_id, title, description, status)
+    return _task(run(_CREATE, parameters, turn=user_id)[0])
 
 
 def create_task_once(user_id: str, *, key: str, digest: bytes, **fields: str | None) -> Result:
@@ -185,6 +186,7 @@ def push_changes(
             *(user_id, user_id, user_id, user_id, user_id, keys),
         ),
         retry=retry,
+        turn=user_id,
     )
     claims = {row[0]: row[1:4] for row in rows if row[0] is not None}
     done = {row[3]: _task(row[3:]) for row in rows if row[4] is not None}
@@ -246,39 +248,47 @@ def update_task(
             versions.one_of,
             versions.none_of,
         ),
+        turn=user_id,
     )
     return _task(rows[0]) if rows else None
 
 
-def update_tasks(user_id: str, *, status: str, to: str) -> int:
-    """Set all tasks of one status to another, and return how many there were."""
-    return int(run(_UPDATE_MANY, (user_id, to, user_id, status))[0][0])
+def update_tasks(user_id: str, *, status: str, to: str) -> tuple[int, bool]:
+    """Set the oldest tasks of one status to another: how many they were, and if there are more."""
+    if status == to:
+        return 0, False
+    parameters = (user_id, user_id, status, to, user_id, status)
+    count, more = run(_UPDATE_MANY, parameters, turn=user_id)[0]
+    return count, more
 
 
 def delete_task(user_id: str, task_id: int, *, versions: Versions = ANY_VERSION) -> bool:
     """Delete a task, if it has one of the versions, and return whether it had."""
     one_of, none_of = versions
     owner = (user_id, user_id, user_id)
-    return bool(run(_DELETE, (user_id, user_id, task_id, one_of, one_of, none_of, *owner)))
+    parameters = (user_id, user_id, task_id, one_of, one_of, none_of, *owner)
+    return bool(run(_DELETE, parameters, turn=user_id))
 
 
-def delete_tasks(user_id: str, *, status: str) -> int:
-    """Delete all tasks of one status, and return how many there were."""
-    parameters = (user_id, user_id, status, user_id, user_id, user_id)
-    return int(run(_DELETE_MANY, parameters)[0][0])
+def delete_tasks(user_id: str, *, status: str) -> tuple[int, bool]:
+    """Delete the oldest tasks of one status: how many they were, and if there are more."""
+    parameters = (user_id, user_id, status, user_id, status, user_id, user_id, user_id)
+    count, more = run(_DELETE_MANY, parameters, turn=user_id)[0]
+    return count, more
 
 
 def check_schema() -> list[str]:
     """The rights that are missing, if the schema is in place; fails if that is not."""
     started = time.monotonic()
-    run(*SCHEMA_CHECK, limit=CHECK_LIMIT)
+    check(*SCHEMA_CHECK, limit=CHECK_LIMIT)
     # Together they take no longer than one that waits as long as it may: twice the limit.
-    return missing_rights(limit=CHECK_LIMIT - (time.monotonic() - started) / 2)
+    left = CHECK_LIMIT - (time.monotonic() - started) / 2
+    return [row[0] for row in check(MISSING_RIGHTS, (), limit=left)]
 
 
-def missing_rights(*, limit: float | None = None) -> list[str]:
+def missing_rights() -> list[str]:
     """The rights that the role in DATABASE_URL lacks, each as "INSERT, UPDATE ON tasks"."""
-    return [row[0] for row in run(MISSING_RIGHTS, (), limit=limit)]
+    return [row[0] for row in run(MISSING_RIGHTS, ())]
 
 
 def delete_user(user_id: str) -> int | None:

@@ -129,8 +129,11 @@ def test_many_at_once_touch_the_askers_rows_only(
     his = rows(connection, bob)
 
     incomplete, complete = (f"{alice.tasks}?status={s}" for s in ("incomplete", "complete"))
-    assert alice.patch(incomplete, json={"status": "complete"}).json() == {"updated": 2}
-    assert alice.delete(complete).json() == {"deleted": 2}
+    assert alice.patch(incomplete, json={"status": "complete"}).json() == {
+        "updated": 2,
+        "more": False,
+    }
+    assert alice.delete(complete).json() == {"deleted": 2, "more": False}
 
     assert alice.get(alice.tasks).json() == []
     assert rows(connection, bob) == his

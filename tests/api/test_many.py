@@ -25,15 +25,16 @@ def test_all_tasks_of_a_status_are_changed_at_once(alice: User, bob: User) -> No
 
     answer = alice.patch(f"{alice.tasks}?status=incomplete", json={"status": "complete"})
 
-    assert (answer.status_code, answer.json()) == (200, {"updated": 2})
+    assert (answer.status_code, answer.json()) == (200, {"updated": 2, "more": False})
     assert titles(alice, "?status=complete") == ["c", "b", "a"]
     assert alice.get(alice.path(before[0])).json() == before[0]
     assert bob.get(bob.path(his)).json() == his
 
     back = alice.patch(f"{alice.tasks}?status=complete", json={"status": "incomplete"})
-    assert back.json() == {"updated": 3}
+    assert back.json() == {"updated": 3, "more": False}
     assert alice.patch(f"{alice.tasks}?status=complete", json={"status": "incomplete"}).json() == {
-        "updated": 0
+        "updated": 0,
+        "more": False,
     }
 
 
@@ -43,10 +44,10 @@ def test_all_tasks_of_a_status_are_deleted_at_once(alice: User, bob: User) -> No
 
     answer = alice.delete(f"{alice.tasks}?status=complete")
 
-    assert (answer.status_code, answer.json()) == (200, {"deleted": 1})
+    assert (answer.status_code, answer.json()) == (200, {"deleted": 1, "more": False})
     assert titles(alice) == ["a"]
     assert bob.get(bob.tasks).json() == [his]
-    assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 0}
+    assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 0, "more": False}
 
 
 def test_deleting_many_forgets_as_many_old_deletions_and_a_hundred_more(
@@ -61,7 +62,7 @@ def test_deleting_many_forgets_as_many_old_deletions_and_a_hundred_more(
         ([alice.id, bob.id],),
     )
 
-    assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 5}
+    assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 5, "more": False}
 
     count = "SELECT count(*) FROM deleted_tasks WHERE user_id = %s"
     assert connection.execute(count, (alice.id,)).fetchone() == (150 - 105 + 5,)
@@ -71,8 +72,8 @@ def test_deleting_many_forgets_as_many_old_deletions_and_a_hundred_more(
 def test_a_user_who_never_had_a_task_has_none_to_change(alice: User) -> None:
     path = f"{alice.tasks}?status=incomplete"
 
-    assert alice.patch(path, json={"status": "complete"}).json() == {"updated": 0}
-    assert alice.delete(path).json() == {"deleted": 0}
+    assert alice.patch(path, json={"status": "complete"}).json() == {"updated": 0, "more": False}
+    assert alice.delete(path).json() == {"deleted": 0, "more": False}
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])

@@ -35,7 +35,9 @@ _ASSET_LIFETIME = 3600  # seconds
 docs = Blueprint("docs", __name__)
 
 
-@docs.get("/")
+# The absolute form of the index may have no path at all: GET http://example.com HTTP/1.1 (RFC 9112
+# section 3.2.2).
+@docs.get("/", strict_slashes=False)
 def show_index() -> Response:
     return respond(
         {

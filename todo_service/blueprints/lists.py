@@ -55,15 +55,16 @@ def list_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
 def update_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     change = STATUS_CHANGE.load(read_body(PATCH_TYPES))
     refuse_if_match()
-    count = store.update_tasks(user_id, status=query["status"], to=change["status"])
-    return respond({"updated": count})
+    count, more = store.update_tasks(user_id, status=query["status"], to=change["status"])
+    return respond({"updated": count, "more": more})
 
 
 @lists.delete("")
 @takes(query=STATUS_QUERY)
 def delete_tasks(user_id: str, query: Mapping[str, Any]) -> Response:
     refuse_if_match()
-    return respond({"deleted": store.delete_tasks(user_id, status=query["status"])})
+    count, more = store.delete_tasks(user_id, status=query["status"])
+    return respond({"deleted": count, "more": more})
 
 
 def _tag(response: Response, clock: datetime | None) -> Response:

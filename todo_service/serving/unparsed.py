@@ -45,8 +45,8 @@ def answer_malformed_body(_: ParseException) -> Response:
     return answer_http(BadRequest())
 
 
-def answer_unparsed(client: socket, error: Exception) -> None:
-    """Answer bytes that could not be parsed as HTTP.
+def answer_unparsed(client: socket, error: Exception, *, with_body: bool = True) -> None:
+    """Answer bytes that could not be parsed as HTTP; HEAD without a body (RFC 9110 section 9.3.2).
 
     Nothing that the client sent is logged: in a malformed request, a token may be anywhere.
     """
@@ -68,4 +68,4 @@ def answer_unparsed(client: socket, error: Exception) -> None:
         f"X-Request-ID: {request_id}",
     )
     with suppress(OSError):
-        client.sendall("\r\n".join((*head, "", "")).encode() + body)
+        client.sendall("\r\n".join((*head, "", "")).encode() + (body if with_body else b""))

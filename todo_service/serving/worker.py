@@ -1,32 +1,43 @@
 """gunicorn's gevent worker, for clients that stall, never pause, or are many.
 
-SECURITY.md has the limits, each with the test that shows it. Without these methods, this fails
-(tests/faults, tests/api/test_wire.py):
+One rule makes room: whoever has been kept waiting longest by its own client, for a head, a piece of
+a body or an answer, or the next request, is hung up on. SECURITY.md has the limits, each with the
+test that shows it. Without these methods, this fails (tests/faults, tests/api/test_wire.py):
 
 server_class    test_sigterm_under_load_drops_no_accepted_request
 timeout_ctx     test_an_idle_connection_is_kept_for_the_time_that_is_set_and_a_head_has_its_own
-handle          test_idle_clients_make_room_for_new_ones
+handle          test_who_has_waited_longest_makes_room
 handle_request  test_a_worker_that_has_served_its_number_does_not_wait_for_idle_clients
 handle_error    test_what_is_not_http_gets_a_json_error
 handle_exit     test_a_stop_does_not_wait_for_clients_that_do_nothing
 drain           test_who_was_connected_when_the_stop_began_is_answered
+make_room       test_readers_who_take_nothing_shut_nobody_out
+begin           test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
 hang_up         test_a_request_that_comes_while_the_worker_hangs_up_is_answered
-expect_head     test_an_idle_connection_is_kept_for_the_time_that_is_set_and_a_head_has_its_own
-expect_body     test_idle_clients_make_room_for_new_ones
-expect_rest     test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
 recv            test_a_head_has_32_kib_at_most
 sendall         test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_gets_everything
-close           test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
-let_others_run  test_a_client_that_never_pauses_does_not_hold_up_the_others
+wait            test_a_client_that_never_pauses_does_not_hold_up_the_others
+close           test_what_is_not_http_gets_a_json_error
 """
 
 from __future__ import annotations
 
+import struct
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from enum import Enum, auto
 from errno import EBADF
 from functools import partial
-from socket import IPPROTO_TCP, SHUT_RD, SHUT_WR, TCP_NOTSENT_LOWAT
+from socket import (
+    IPPROTO_TCP,
+    SHUT_RD,
+    SHUT_RDWR,
+    SHUT_WR,
+    SO_LINGER,
+    SOL_SOCKET,
+    TCP_NOTSENT_LOWAT,
+)
 from typing import Any
 
 import gevent
@@ -39,9 +50,20 @@ from todo_service.serving.unparsed import answer_unparsed
 
 MAX_HEAD = 32 * 1024  # bytes of a request's head: request line and header fields together
 PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE
-PATIENCE = 15.0  # seconds for a head, for each PIECE, and for a body that nobody reads
+PATIENCE = 15.0  # seconds for a head, for each full PIECE, and for a body that nobody reads
+MAX_HELD = 32 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
+SMALL = 16 * 1024  # bytes of a body or an answer that nobody is hung up on for
 TURN = 0.010  # seconds that a connection may go on while others wait
 LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still send a request
+
+
+class Stage(Enum):
+    """What a connection is at."""
+
+    HEAD = auto()  # idle, or sending a head
+    BODY = auto()  # sending a body, or waiting for the application
+    ANSWER = auto()  # taking an answer
+    REST = auto()  # answered, and sending what nobody reads
 
 
 class Worker(GeventWorker):
@@ -50,8 +72,9 @@ class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.servers: list[StreamServer] = []
-        # Idle clients, longest wait first.
-        self.waiting: dict[Client, None] = {}
+        # All clients, in the order in which each began what it is at.
+        self.clients: dict[Client, None] = {}
+        self.held = 0  # bytes of all their unfinished bodies and answers
 
     def server_class(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn would make itself, kept in `servers` so that `drain` can close it."""
@@ -59,7 +82,6 @@ class Worker(GeventWorker):
             # Else the kernel buffers up to 4 MB per client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
-        server.max_accept = 1  # as gunicorn sets it: the rest of a burst is for the other workers
         self.servers.append(server)
         return server
 
@@ -68,30 +90,46 @@ class Worker(GeventWorker):
         return nullcontext()
 
     def handle(self, pool: Pool, sock: Any, addr: Any) -> None:
-        # When nine tenths of the places are taken, whoever has waited longest makes room.
-        if self.waiting and pool.free_count() <= pool.size // 10:
-            self.hang_up(next(iter(self.waiting)))
+        client = Client(sock, self, pool)
+        # Few in a turn of the loop: the rest of a burst is for the other workers. But more where
+        # there are many clients, and turns are long: the next ones must not wait for many turns.
+        for server in self.servers:
+            server.max_accept = 1 + len(pool) // 10
+        if pool.free_count() <= pool.size // 10:
+            self.make_room()
         # gunicorn asks the listener for its address only, and it may be closed by then.
-        super().handle(sock, Client(sock, self), addr)
+        super().handle(sock, client, addr)
+
+    def make_room(self, larger_than: int = -1) -> bool:
+        """Hang up on whoever has kept the worker waiting longest, if there is anybody.
+
+        Of those only whose body or answer is larger than so many bytes.
+        """
+        for client in self.clients:
+            if client.blocked and client.held > larger_than:
+                client.hang_up()
+                return True
+        return False
 
     def handle_request(self, listener_name: Any, req: Any, client: Client, addr: Any) -> None:
         if req.version >= (1, 1) and all(name != "HOST" for name, _ in req.headers):
             raise InvalidHeader("HOST", req=req)  # RFC 9112 section 3.2
-        client.expect_body()
+        client.begin(Stage.BODY)
         try:
             super().handle_request(listener_name, req, client, addr)
         finally:
             if not self.alive and self.servers:  # --max-requests
                 gevent.spawn(self.drain)
-        client.expect_rest()
+        client.begin(Stage.REST)
         with suppress(ParseException):  # it has been answered already
             while req.body.read(PIECE):
                 pass
         if not req.body.failed:  # else gunicorn closes the connection now
-            client.expect_head()
+            client.begin(Stage.HEAD)
 
-    def handle_error(self, _req: Any, client: Any, _addr: Any, exc: Exception) -> None:
-        answer_unparsed(client, exc)
+    def handle_error(self, req: Any, client: Any, _addr: Any, exc: Exception) -> None:
+        is_head = req.method == "HEAD" if req else client.wants_no_body
+        answer_unparsed(client, exc, with_body=not is_head)
 
     def handle_exit(self, *_: Any) -> None:
         gevent.spawn(self.drain)
@@ -106,13 +144,9 @@ class Worker(GeventWorker):
         self.alive = False
         while True:  # for those, too, whose request comes to an end later
             gevent.sleep(LINGER)
-            for client in list(self.waiting):
-                self.hang_up(client)
-
-    def hang_up(self, client: Client) -> None:
-        del self.waiting[client]
-        with suppress(OSError):  # the client was faster
-            client.shutdown(SHUT_RD)
+            for client in list(self.clients):
+                if client.stage in (Stage.HEAD, Stage.REST):
+                    client.hang_up()
 
 
 class Client:
@@ -121,86 +155,133 @@ class Client:
     For a client that is late or gone it raises NoMoreData, at which gunicorn closes the connection.
     """
 
-    def __init__(self, sock: Any, worker: Worker) -> None:
+    def __init__(self, sock: Any, worker: Worker, pool: Pool) -> None:
         self.sock = sock
         self.worker = worker
+        self.pool = pool
         self.polled = self.turn_began = 0.0
-        self.expect_head()
+        self.blocked = False  # whether it is the client that we wait for
+        self.late = False  # the client did not send in time
+        self.cut = False  # nothing more is read or sent
+        self.wants_no_body = False  # whether it has sent HEAD
+        self.held = 0  # bytes of an unfinished body or answer
+        self.begin(Stage.HEAD)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
 
-    def expect_head(self) -> None:
-        """For as long as connections are kept; once it begins, for PATIENCE and MAX_HEAD bytes."""
-        self.worker.waiting[self] = None
-        self.room: int | None = MAX_HEAD
-        self.deadline = time.monotonic() + (self.worker.cfg.keepalive or PATIENCE)
-
-    def expect_body(self) -> None:
-        """For PATIENCE, and as long again for each PIECE that comes."""
-        self.worker.waiting.pop(self, None)
-        self.room = None
-        self.extension = PATIENCE / PIECE
-        self.deadline = time.monotonic() + PATIENCE
-
-    def expect_rest(self) -> None:
-        """What the application left of a body: for PATIENCE, however much it is."""
-        self.worker.waiting[self] = None
-        self.room = None
-        self.extension = 0.0
-        self.deadline = min(self.deadline, time.monotonic() + PATIENCE)
+    def begin(self, stage: Stage) -> None:
+        """Begin a stage, or the next piece of it, behind all that others are at."""
+        self.worker.clients.pop(self, None)
+        self.worker.clients[self] = None
+        self.stage = stage
+        self.passed = 0  # bytes
+        self.patience = PATIENCE
+        if stage is Stage.HEAD:
+            self.patience = self.worker.cfg.keepalive or PATIENCE
+        elif stage is Stage.REST and self.late:
+            self.patience = 0.0
 
     def recv(self, size: int) -> bytes:
-        self.let_others_run()
-        size = min(size, PIECE if self.room is None else self.room)
-        if size == 0:
-            raise LimitRequestHeaders("too large")
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        if self.stage is Stage.HEAD:
+            size = min(size, MAX_HEAD - self.passed)
+            if size == 0:
+                raise LimitRequestHeaders("too large")
+        elif self.stage is Stage.ANSWER:  # that was "100 Continue"
+            self.begin(Stage.BODY)
+        data: bytes = self.wait(self.sock.recv, min(size, PIECE))
+        if self.stage is Stage.HEAD:
+            if self.passed == 0:
+                self.wants_no_body = data.startswith(b"HEAD ")
+                self.patience = PATIENCE
+            self.passed += len(data)
+            return data
+        if not data:
             raise NoMoreData
-        self.sock.settimeout(left)
-        try:
-            data: bytes = self.sock.recv(size)
-        except OSError as error:
-            if error.errno != EBADF:
-                raise NoMoreData from None
-            data = self.sock.recv(size)  # hung up on, perhaps with a request come in meanwhile
-        if self.room is None:
-            if not data:
-                raise NoMoreData
-            self.deadline += self.extension * len(data)
-        else:
-            if self.room == MAX_HEAD:
-                self.deadline = time.monotonic() + PATIENCE
-            self.room -= len(data)
+        if self.stage is Stage.BODY:
+            self.hold(self.held + len(data))
+            self.passed += len(data)
+            if self.passed >= PIECE:
+                self.begin(Stage.BODY)
         return data
 
     def sendall(self, data: bytes) -> None:
-        self.let_others_run()
+        if self.stage is not Stage.ANSWER:
+            self.begin(Stage.ANSWER)
+            # Nobody is let in, so nobody is hung up on, while all places are taken.
+            if self.pool.full():
+                self.worker.make_room()
+        self.hold(len(data))
         pieces = memoryview(data)
         try:
-            for start in range(0, len(data), PIECE):
-                self.sock.settimeout(PATIENCE)  # for the piece, however many parts it is sent in
-                self.sock.sendall(pieces[start : start + PIECE])
-        except OSError:
-            raise NoMoreData from None
+            while pieces:
+                piece = pieces[: PIECE - self.passed]
+                self.wait(self.sock.sendall, piece)
+                pieces = pieces[len(piece) :]
+                self.passed += len(piece)
+                if self.passed >= PIECE:
+                    self.begin(Stage.ANSWER)
+        except NoMoreData:
+            self.cut = True
+            raise
+        finally:
+            self.hold(0)
 
     send = sendall  # of "100 Continue"
 
-    def close(self) -> None:
-        """Reads on first: with anything unread, the kernel would throw the answer away."""
-        with suppress(OSError):
-            self.sock.shutdown(SHUT_WR)
-            self.expect_rest()
-            while True:
-                self.recv(PIECE)
-        self.worker.waiting.pop(self, None)
-        self.sock.close()
+    def hold(self, size: int) -> None:
+        """Note how much of a body or an answer is in memory. Too much of all goes."""
+        self.worker.held += size - self.held
+        self.held = size
+        if size > SMALL:
+            while self.worker.held > MAX_HELD and self.worker.make_room(SMALL):
+                gevent.sleep(0)  # until its memory is free
 
-    def let_others_run(self) -> None:
+    def wait(self, call: Callable[[Any], Any], argument: Any) -> Any:
+        """Send or receive, for as long as there is patience left."""
         # gevent switches only where a call would block, and a client can keep that from happening.
         polled = gevent.get_hub().loop.now()
         if self.polled != polled:
             self.polled, self.turn_began = polled, time.monotonic()
         elif time.monotonic() - self.turn_began > TURN:
             gevent.sleep(0.001)  # not 0, which does not look at the sockets of the others
+        if self.cut or self.patience <= 0:
+            self.late = True
+            raise NoMoreData
+        self.sock.settimeout(self.patience)
+        self.blocked, began = True, time.monotonic()
+        try:
+            return call(argument)
+        except TimeoutError:
+            self.late = True
+            raise NoMoreData from None
+        except OSError as error:
+            if self.stage is not Stage.HEAD or error.errno != EBADF:
+                raise NoMoreData from None
+            return call(argument)  # hung up on, perhaps with a request come in meanwhile
+        finally:
+            self.blocked = False
+            self.patience -= time.monotonic() - began
+
+    def hang_up(self) -> None:
+        """A request that is on its way is still answered; one under way is given up."""
+        self.blocked = False
+        self.hold(0)
+        self.cut = self.stage is not Stage.HEAD
+        with suppress(OSError):  # the client was faster
+            self.sock.shutdown(SHUT_RDWR if self.cut else SHUT_RD)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            if not self.cut:
+                # Reads on: with anything unread, the kernel would throw the answer away.
+                self.sock.shutdown(SHUT_WR)
+                self.begin(Stage.REST)
+                while True:
+                    self.recv(PIECE)
+        if self.cut:  # a reset, or the kernel would keep what was not taken
+            with suppress(OSError):
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.hold(0)
+        del self.worker.clients[self]
+        self.sock.close()

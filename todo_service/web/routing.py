@@ -14,7 +14,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.routing import BaseConverter
 from werkzeug.urls import iri_to_uri
 
-from todo_service.schemas import MAX_ID, Query
+from todo_service.schemas import MAX_ID, MAX_NAMED, Query
 
 _ID = re.compile("0*([1-9][0-9]{0,18})")
 # What a proxy may say that it has stripped: a path of unreserved characters (RFC 3986 section 2.3).
@@ -99,8 +99,10 @@ def takes(*, query: Query) -> Callable[[View], View]:
 def parse_query(schema: Query, query_string: bytes) -> Mapping[str, Any]:
     """What a query asks for. Remembered, because most clients send the same few.
 
-    Raises ValidationError.
+    Raises ValidationError. The first MAX_NAMED parameters are enough to find a fault: no query may
+    hold more.
     """
-    parameters = parse_qsl(query_string.decode(errors="replace"), keep_blank_values=True)
+    first = b"&".join([part for part in query_string.split(b"&") if part][:MAX_NAMED])
+    parameters = parse_qsl(first.decode(errors="replace"), keep_blank_values=True)
     query: Mapping[str, Any] = schema.load(MultiDict(parameters))
     return query
