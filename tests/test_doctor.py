@@ -96,8 +96,8 @@ def role(connection: psycopg.Connection, database: str) -> Iterator[str]:
     connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'p4ssw0rd'")
     with psycopg.connect(database, autocommit=True) as owner:
         page = (ROOT / "docs" / "deploy.md").read_text()
-        (grant,) = re.findall(r"^ +(GRANT .*) TO web;$", page, re.MULTILINE)
-        owner.execute(f"{grant} TO {name}")
+        for grant in re.findall(r"^ +(GRANT .*) TO web;$", page, re.MULTILINE):
+            owner.execute(f"{grant} TO {name}")
         yield name
         owner.execute(f"DROP OWNED BY {name}")
     connection.execute(f"DROP ROLE {name}")

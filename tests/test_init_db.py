@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -13,6 +14,8 @@ from click.testing import Result
 from tests.conftest import ROOT, SECRET, app_with_commands, sign
 from tests.test_doctor import as_role, as_url
 from tests.test_schema import describe
+from todo_service import store
+from todo_service.ops import migrate
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
@@ -193,3 +196,7 @@ def test_what_somebody_added_to_our_tables_does_no_harm(new_database: Callable[.
     )
 
     assert run("init-db", database_url=url).exit_code == 0
+
+
+def test_every_table_is_among_those_whose_rights_are_looked_at() -> None:
+    assert set(re.findall(r"\('(\w+)'", store.MISSING_RIGHTS.decode())) >= set(migrate.TABLES)

@@ -63,6 +63,11 @@ _REASONS = (
         "no host of that name",
         "there is no host of that name. Check the host in {name}",
     ),
+    (
+        "session is read-only|server is in hot standby",
+        "no server that takes writes",
+        "no server in {name} takes writes: {said}",
+    ),
     ("timeout expired", "no answer", "no answer in time. Check the host and port in {name}"),
     ("No route to host|is unreachable", "no route", "no way leads to {where}"),
 )
