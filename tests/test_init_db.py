@@ -16,26 +16,7 @@ from tests.test_doctor import as_role, as_url
 from tests.test_schema import describe
 from todo_service import store
 from todo_service.ops import migrate
-from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def new_database(database_url: str) -> Iterator[Callable[..., str]]:
-    """Makes databases, with or without the schema, and drops them after the module's last test."""
-    names: list[str] = []
-
-    def make(*, schema: bool) -> str:
-        names.append(f"todo_{uuid4().hex}")
-        execute(database_url, f"CREATE DATABASE {names[-1]}")
-        url = urlsplit(database_url)._replace(path=f"/{names[-1]}").geturl()
-        if schema:
-            apply_schema(url)
-        return url
-
-    yield make
-    for name in names:
-        execute(database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def execute(url: str, *statements: str) -> None:

@@ -130,7 +130,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
 
 class UnreachableLog:
-    """Says why the pool gets no connection: a line a second at most over all workers.
+    """Says why the pool gets no connection: one line per second at most, over all workers.
 
     In place of the pool's own warnings, which log.configure turns off: they come with each attempt,
     in the words of the driver.

@@ -24,6 +24,8 @@ from tests.faults.conftest import Cluster, Load
 from todo_service import create_app, store
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., None]
 Serve = Callable[..., Server]
 

@@ -23,6 +23,8 @@ import pytest
 
 from tests.conftest import NO_TLS, ROOT, User, free_port
 
+pytestmark = pytest.mark.slow
+
 # The programs of Debian's packages, which the Makefile installs.
 NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
 HAPROXY = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
