@@ -52,15 +52,9 @@ format: .venv/installed ## rewrite what ruff can put right by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# CITUS_DATABASE_URL: the coordinator of a Citus cluster, as a superuser, and a database to write to.
-test-citus: .venv/installed ## the tests of the API on a Citus cluster: CITUS_DATABASE_URL=…
-	@test -n "$$CITUS_DATABASE_URL" \
-		|| { echo "make test-citus needs CITUS_DATABASE_URL, the coordinator's"; exit 1; }
-	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import os; \
-		from todo_service.ops import migrate; migrate.apply_schema(os.environ['DATABASE_URL'])"
-	@DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/python -c "import sys; \
-		from todo_service.ops import commands; sys.exit(commands.psql())" -X -q -f sql/citus.sql
-	TEST_DATABASE_URL="$$CITUS_DATABASE_URL" $(BIN)/pytest tests/api
+# Where the local PostgreSQL has Citus, on a cluster that it makes; else on CITUS_DATABASE_URL's.
+test-citus: .venv/installed ## the tests of the API on a Citus cluster of three nodes
+	$(BIN)/python -m tests.citus
 
 # The two system packages that the tests use, where they are missing: Debian's, by apt-get.
 $(CHROMIUM): package = chromium

@@ -314,6 +314,27 @@ def test_an_index_that_an_interrupted_run_left_invalid_is_built_again(released: 
     assert describe(released) == whole
 
 
+def test_only_an_index_that_is_missing_is_created(released: str) -> None:
+    apply_schema(released)
+    with psycopg.connect(released) as connection:
+        connection.execute("DROP INDEX tasks_changes_idx")
+        connection.execute("CREATE TABLE attempts (statement text)")
+        connection.execute(
+            "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql"
+            " AS 'BEGIN INSERT INTO attempts VALUES (current_query()); END'"
+        )
+        connection.execute(
+            "CREATE EVENT TRIGGER note ON ddl_command_start WHEN TAG IN ('CREATE INDEX')"
+            " EXECUTE FUNCTION note()"
+        )
+
+    apply_schema(released)
+
+    with psycopg.connect(released) as connection:
+        ((statement,),) = connection.execute("SELECT statement FROM attempts").fetchall()
+    assert statement.startswith("CREATE INDEX CONCURRENTLY IF NOT EXISTS tasks_changes_idx ")
+
+
 def test_a_schema_that_is_in_place_is_applied_beside_open_transactions(released: str) -> None:
     apply_schema(released)
     with ThreadPoolExecutor(1) as pool, psycopg.connect(released) as other:

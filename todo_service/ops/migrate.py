@@ -88,13 +88,18 @@ def _run_transaction(connection: psycopg.Connection, statements: bytes) -> None:
 def _create_index(connection: psycopg.Connection, statement: bytes) -> None:
     """Build an index while others write. If an interrupted run left an invalid one, drop it first.
 
+    One that is in place is left alone: Citus would mark it as invalid, IF NOT EXISTS or not, and
+    PostgreSQL would wait for the table's lock.
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
     """
     name = re.findall(rb"INDEX IF NOT EXISTS (\w+)", statement)[0].decode()
-    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
-    if connection.execute(valid, (name,)).fetchone() == (False,):
-        drop = psycopg.sql.SQL("DROP INDEX CONCURRENTLY {}")
-        connection.execute(drop.format(psycopg.sql.Identifier(name)))
+    is_valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+    match connection.execute(is_valid, (name,)).fetchone():
+        case (True,):
+            return
+        case (False,):
+            drop = psycopg.sql.SQL("DROP INDEX CONCURRENTLY {}")
+            connection.execute(drop.format(psycopg.sql.Identifier(name)))
     connection.execute(statement.replace(b"INDEX IF", b"INDEX CONCURRENTLY IF", 1))
 
 
