@@ -2,7 +2,7 @@
 --
 --     psql "$DATABASE_URL" -f sql/citus.sql
 --
--- On the coordinator, as a superuser, after init-db, when the worker nodes have been added. Safe to
+-- On the coordinator, as a superuser, after each init-db, when the worker nodes have been added. Safe to
 -- run twice, and after a run that was interrupted. docs/scaling.md says what has been run on Citus.
 \set ON_ERROR_STOP on
 
