@@ -241,7 +241,7 @@ def test_the_white_space_at_the_end_of_a_secret_is_no_part_of_it() -> None:
     settings = Settings.from_env(MINIMAL | {"JWT_SECRET": f"{SECRET}\r\n"})
 
     assert settings.jwt_secret == SECRET
-    assert settings.warnings == ("event=jwt_secret_stripped",)
+    assert settings.warnings == ("jwt_secret_stripped",)
     assert Settings.from_env(MINIMAL).warnings == ()
     with pytest.raises(SettingsError, match=r"^JWT_SECRET must have at least 32 characters"):
         Settings.from_env(MINIMAL | {"JWT_SECRET": "x" * 31 + "\n"})

@@ -147,10 +147,10 @@ def _jwks_url(env: Mapping[str, str]) -> str | None:
 
 def _warnings(env: Mapping[str, str]) -> Iterator[str]:
     if "JWT_JWKS_URL" in env and "JWT_AUDIENCE" not in env:
-        yield "event=audience_not_checked"
+        yield "audience_not_checked"
     secret = env.get("JWT_SECRET", "")
     if secret != secret.rstrip():
-        yield "event=jwt_secret_stripped"
+        yield "jwt_secret_stripped"
 
 
 def _pooler(env: Mapping[str, str], url: str | None) -> str | None:
