@@ -17,7 +17,7 @@ from dotenv import load_dotenv
 from gunicorn.http.errors import ParseException
 from gunicorn.instrument.statsd import Statsd
 
-from todo_service.log import TIME_FORMAT, JsonFormatter
+from todo_service.log import TIME_FORMAT, Fields, JsonFormatter
 from todo_service.ops.migrate import apply_schema
 from todo_service.serving.unparsed import answer_malformed_body
 from todo_service.serving.worker import Worker
@@ -105,6 +105,8 @@ def on_starting(server):
 
 def when_ready(server):
     """In the master, before it forks: start the embedded PostgreSQL if there is no other."""
+    for event in settings.warnings:
+        server.log.warning(Fields(event=event))
     if settings.database_url is None:
         apply_schema(server.app.wsgi().extensions["database"].conninfo)
 

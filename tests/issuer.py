@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -25,18 +26,21 @@ MAKE_KEY: dict[str, Callable[[], Any]] = {
 class Issuer:
     """A JWKS server on loopback that can rotate its keys, be slow, fail and count its requests.
 
-    `drip` makes it send an answer that never ends, a byte at a time: "head" or "body".
+    `drip` makes it send an answer that never ends, a byte at a time: "head" or "body". `coding` is
+    how it sends its answers, whatever was asked for: "gzip", or "chunks" of one byte each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.keys: dict[str, tuple[str, Any]] = {}
         self.hits: list[str] = []
         self.agents: set[str | None] = set()
+        self.logins: list[str | None] = []  # as a proxy
         self.status = 200
         self.delay = 0.0
         self.body: bytes | None = None
         self.location: str | None = None
         self.drip: str | None = None
+        self.coding: str | None = None
         self.closing = threading.Event()
         issuer = self
 
@@ -44,6 +48,7 @@ class Issuer:
             def do_GET(self) -> None:
                 issuer.hits.append(self.path)
                 issuer.agents.add(self.headers["User-Agent"])
+                issuer.logins.append(self.headers["Proxy-Authorization"])
                 if issuer.drip:
                     self.drip(b"X: " if issuer.drip == "head" else b"\r\n{")
                     return
@@ -52,9 +57,17 @@ class Issuer:
                 self.send_response(issuer.status)
                 if issuer.location:
                     self.send_header("Location", issuer.location)
-                self.send_header("Content-Length", str(len(body)))
+                if issuer.coding == "gzip":
+                    body = gzip.compress(body)
+                    self.send_header("Content-Encoding", "gzip")
+                if issuer.coding == "chunks":
+                    body = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+                    self.send_header("Transfer-Encoding", "chunked")
+                else:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # whoever asked may have heard enough
+                    self.wfile.write(body)
 
             def drip(self, start: bytes) -> None:
                 with suppress(OSError):
@@ -65,8 +78,9 @@ class Issuer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/api/auth/jwks"
+        self.server = ThreadingHTTPServer((address, 0), Handler)
+        self.port = self.server.server_port
+        self.url = f"http://{address}:{self.port}/api/auth/jwks"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self.thread.start()
 
@@ -86,6 +100,8 @@ class Issuer:
 
     def sign(self, key_id: str, headers: dict[str, Any] | None = None, **claims: object) -> str:
         algorithm, key = self.keys[key_id]
+        headers = {"kid": key_id} | (headers or {})
+        headers = {name: value for name, value in headers.items() if value is not None}
         now = int(time.time())
         payload = {
             "sub": "alice",
@@ -96,7 +112,7 @@ class Issuer:
             "aud": AUDIENCE,
         } | claims
         payload = {name: value for name, value in payload.items() if value is not None}
-        return jwt.encode(payload, key, algorithm, headers={"kid": key_id} | (headers or {}))
+        return jwt.encode(payload, key, algorithm, headers=headers)
 
     def close(self) -> None:
         self.closing.set()

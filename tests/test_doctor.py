@@ -544,11 +544,33 @@ def key_set(*algorithms: str) -> bytes:
 def test_the_issuers_keys_are_fetched_and_their_algorithms_told(
     database: str, publish: Callable[[bytes], str]
 ) -> None:
-    report = Report(database, jwt_jwks_url=publish(key_set("RS256", "ES256")))
+    report = Report(database, jwt_jwks_url=publish(key_set("RS256", "ES256")), jwt_audience="x")
 
     assert report["keys"] == "ok 2 from 127.0.0.1, for ES256, RS256"
     assert report.exit_code == 0
     assert "p4ssw0rd" not in report.output
+
+
+def test_an_audience_that_is_not_checked_is_told(
+    database: str, publish: Callable[[bytes], str]
+) -> None:
+    report = Report(database, jwt_jwks_url=publish(key_set("ES256")))
+
+    assert report["keys"] == (
+        "ok 1 from 127.0.0.1, for ES256; audience not checked: a token that the issuer made for"
+        " another API is good here. If its tokens have an aud, set JWT_AUDIENCE"
+    )
+    assert report.exit_code == 0
+
+
+def test_white_space_at_the_end_of_the_secret_is_told() -> None:
+    settings = Settings.from_env(
+        {"DATABASE_URL": "postgres://db/todo", "JWT_SECRET": f"{SECRET}\n"}
+    )
+
+    line = doctor.check_keys(settings)
+
+    assert line == "JWT_SECRET, for HS256, without the white space at its end"
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,23 @@ import hashlib
 import hmac
 import json
 import logging
+import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from flask.testing import FlaskClient
+from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 from werkzeug.test import TestResponse
 
 from tests.conftest import ENVIRON, ROOT, Server
@@ -28,6 +32,8 @@ from todo_service import create_app
 from todo_service.auth.jwks import MAX_SET, Jwks
 from todo_service.auth.tokens import VerifiedTokens
 from todo_service.settings import Settings
+
+SMALL_RSA_KEY = rsa.generate_private_key(65537, 1024)
 
 
 @pytest.fixture
@@ -123,18 +129,89 @@ def test_the_key_id_of_another_key_is_refused(issuer: Issuer, client: FlaskClien
     assert ask(client, token).status_code == 401
 
 
-@pytest.mark.parametrize("headers", [{"kid": None}, {"kid": ""}, {"kid": "../../etc/passwd"}])
+@pytest.mark.parametrize("key_id", ["", "../../etc/passwd"])
 def test_a_token_without_a_usable_key_id_is_refused(
-    issuer: Issuer, client: FlaskClient, headers: dict[str, Any]
+    issuer: Issuer, client: FlaskClient, key_id: str
 ) -> None:
+    assert ask(client, issuer.sign("first", headers={"kid": key_id})).status_code == 401
+    assert ask(client, issuer.sign("first")).status_code == 200
+
+
+def test_a_token_without_a_key_id_is_checked_by_the_only_usable_key(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jwks, "INTERVAL", 0.0)
+    issuer.keys["old"] = ("RS256", SMALL_RSA_KEY)  # not usable
+    nameless = issuer.sign("first", headers={"kid": None})
+    assert ask(client, nameless).status_code == 200
+    assert ask(client, forge("EdDSA", {})).status_code == 401
+
+    issuer.add_key("second")
+    assert ask(client, issuer.sign("second")).status_code == 200
+    assert ask(client, issuer.sign("second", headers={"kid": None})).status_code == 401
+
+
+def test_a_key_without_an_id_is_used_if_it_is_the_only_one(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = json.loads(issuer.jwks())["keys"]
+    del key["kid"]
+    issuer.body = json.dumps({"keys": [key]}).encode()
+    monkeypatch.setattr(Jwks, "INTERVAL", 0.0)
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+    assert ask(client, issuer.sign("first", headers={"kid": None})).status_code == 200
+    assert ask(client, forge("EdDSA", {"kid": "first"})).status_code == 401
+
+    issuer.add_key("second")
+    issuer.body = json.dumps({"keys": [key, *json.loads(issuer.jwks())["keys"][1:]]}).encode()
+    assert ask(client, issuer.sign("second")).status_code == 200
+    assert ask(client, issuer.sign("first", jti="another")).status_code == 401
+
+    issuer.body = json.dumps({"keys": [key, key]}).encode()
+    assert ask(client, issuer.sign("first", headers={"kid": "x"})).status_code == 401
+
+
+def forge(algorithm: str, headers: dict[str, str]) -> str:
+    """A token with good claims, signed with a key that nobody publishes."""
     claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
-    headers = {k: v for k, v in headers.items() if v is not None}
+    return jwt.encode(claims, MAKE_KEY[algorithm](), algorithm, headers=headers)
 
-    def sign(headers: dict[str, Any]) -> str:
-        return jwt.encode(claims, issuer.keys["first"][1], "EdDSA", headers=headers)
 
-    assert ask(client, sign(headers)).status_code == 401
-    assert ask(client, sign({"kid": "first"})).status_code == 200
+def test_rsa_keys_of_less_than_2048_bits_are_not_used(
+    issuer: Issuer, client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer.keys["small"] = ("RS256", SMALL_RSA_KEY)
+    with pytest.warns(jwt.warnings.InsecureKeyLengthWarning):
+        token = issuer.sign("small")
+
+    assert ask(client, token).status_code == 401
+    assert ask(client, issuer.sign("first")).status_code == 200
+    assert 'event=jwks_keys_unusable keys="RS256 of 1024 bits"' in caplog.text
+
+
+@pytest.mark.parametrize("alg", ["EdDSA", "Ed25519"])
+@pytest.mark.parametrize("published", ["EdDSA", "Ed25519"])
+def test_ed25519_is_another_name_for_eddsa(
+    issuer: Issuer, client: FlaskClient, published: str, alg: str
+) -> None:
+    issuer.body = issuer.jwks().replace(b"EdDSA", published.encode())
+    issuer.add_key("rsa", "RS256")
+    signer = jwt.PyJWS()
+    signer.register_algorithm("Ed25519", OKPAlgorithm())
+    payload = json.dumps(
+        {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
+    ).encode()
+
+    token = signer.encode(payload, issuer.keys["first"][1], alg, {"kid": "first"})
+    assert ask(client, token).status_code == 200
+
+    issuer.body = None
+    assert ask(client, issuer.sign("rsa")).status_code == 200
+    signer.unregister_algorithm(alg)
+    signer.register_algorithm(alg, RSAAlgorithm(RSAAlgorithm.SHA256))
+    token = signer.encode(payload, issuer.keys["rsa"][1], alg, {"kid": "rsa"})
+    assert ask(client, token).status_code == 401
 
 
 def test_keys_that_a_token_points_at_are_never_fetched(issuer: Issuer, client: FlaskClient) -> None:
@@ -181,6 +258,19 @@ def test_a_rotated_in_key_is_accepted_at_once_and_the_old_one_still(
     assert len(issuer.hits) == 2
 
 
+@pytest.mark.parametrize("algorithm", ["EdDSA", "RS256"])
+def test_a_new_key_under_an_old_id_is_accepted_at_once(
+    issuer: Issuer, client: FlaskClient, algorithm: str
+) -> None:
+    assert ask(client, issuer.sign("first")).status_code == 200
+    withdrawn = issuer.sign("first", jti="another")
+    issuer.add_key("first", algorithm)
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+    assert ask(client, withdrawn).status_code == 401
+    assert len(issuer.hits) <= 1 + Jwks.BURST
+
+
 def test_a_withdrawn_key_is_forgotten_after_its_lifetime(
     issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,10 +295,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_a_flood_of_unknown_key_ids_makes_few_fetches(issuer: Issuer, client: FlaskClient) -> None:
+def test_a_flood_of_unknown_key_ids_and_bad_signatures_makes_few_fetches(
+    issuer: Issuer, client: FlaskClient
+) -> None:
     good = issuer.sign("first")
     assert ask(client, good).status_code == 200
-    forged = [issuer.sign("first", headers={"kid": f"forged-{n}"}) for n in range(1000)]
+    forged = [issuer.sign("first", headers={"kid": f"forged-{n}"}) for n in range(500)]
+    forged += [forge("EdDSA", {"kid": "first", "n": str(n)}) for n in range(500)]
 
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda token: ask(client, token).status_code, forged))
@@ -307,6 +400,43 @@ def test_a_set_of_keys_over_a_megabyte_is_not_read(issuer: Issuer, client: Flask
     issuer.body = issuer.jwks() + b" " * MAX_SET
 
     assert ask(client, issuer.sign("first")).status_code == 503
+
+
+def test_keys_in_gzip_are_read_though_nobody_asked_for_it(
+    issuer: Issuer, client: FlaskClient
+) -> None:
+    issuer.coding = "gzip"
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+
+
+def test_keys_in_pieces_of_a_byte_are_read(issuer: Issuer, client: FlaskClient) -> None:
+    issuer.coding = "chunks"
+
+    assert ask(client, issuer.sign("first")).status_code == 200
+
+
+def test_a_megabyte_is_the_limit_in_gzip_too(issuer: Issuer, client: FlaskClient) -> None:
+    issuer.coding = "gzip"
+    issuer.body = issuer.jwks() + b" " * MAX_SET
+
+    assert ask(client, issuer.sign("first")).status_code == 503
+
+
+def test_keys_come_through_the_proxy_that_the_environment_names(
+    issuer: Issuer, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Issuer()
+    proxy.keys = issuer.keys
+    monkeypatch.setenv("http_proxy", f"user:p4ssw0rd@127.0.0.1:{proxy.port}")
+    assert ask(client, issuer.sign("first")).status_code == 200
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    issuer.add_key("second")
+    assert ask(client, issuer.sign("second")).status_code == 200
+    proxy.close()
+    assert (proxy.hits, proxy.logins) == ([issuer.url], ["Basic dXNlcjpwNHNzdzByZA=="])
+    assert issuer.hits == ["/api/auth/jwks"]
 
 
 def test_a_redirect_is_not_followed(issuer: Issuer, client: FlaskClient) -> None:
@@ -454,6 +584,75 @@ def test_through_gunicorn_a_slow_issuer_holds_up_nobody_with_a_known_key(
     assert "Traceback" not in log
     for token in (issuer.sign("first"), issuer.sign("second")):
         assert token.rpartition(".")[0] not in log
+
+
+@pytest.mark.slow
+def test_keys_in_pieces_of_a_byte_hold_up_nobody(
+    issuer: Issuer, database_url: str, tmp_path: Path
+) -> None:
+    server = Server(
+        tmp_path / "log", DATABASE_URL=database_url, JWT_JWKS_URL=issuer.url, WEB_CONCURRENCY="1"
+    )
+    server.wait("/ready")
+    token = {"Authorization": f"Bearer {issuer.sign('first')}"}
+    issuer.coding = "chunks"
+    issuer.body = issuer.jwks() + b" " * (MAX_SET - 1000)  # takes longer than a request waits
+
+    with ThreadPoolExecutor() as pool, httpx.Client(base_url=server.url, timeout=30) as session:
+        waiting = pool.submit(httpx.get, f"{server.url}/api/alice/tasks", headers=token, timeout=30)
+        wait_until(lambda: len(issuer.hits) == 1)
+        time.sleep(1)  # Until the pieces lie ready faster than they are read.
+        for _ in range(3):
+            assert session.get("/health").status_code == 200
+        assert not waiting.done()
+    assert server.stop() == 0
+
+
+@contextmanager
+def dead(address: str, port: int) -> Iterator[None]:
+    """A port that answers no one who wants to connect: its queue is full and never taken from."""
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind((address, port))
+        full.listen(0)
+        first.connect((address, port))
+        second.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            second.connect((address, port))
+        yield
+
+
+@pytest.mark.slow
+def test_an_issuer_is_reached_though_its_first_address_is_dead(
+    database_url: str, tmp_path: Path
+) -> None:
+    issuer = Issuer("127.0.0.3")
+    issuer.add_key("first")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.2 issuer.internal\n127.0.0.3 issuer.internal\n")
+    # https://cwrap.org/nss_wrapper.html: the C library reads this file in place of /etc/hosts.
+    names = {
+        "LD_PRELOAD": os.environ.get("NSS_WRAPPER", "libnss_wrapper.so"),
+        "NSS_WRAPPER_HOSTS": str(hosts),
+    }
+    look_up = "import socket; print(*(a[4][0] for a in socket.getaddrinfo('issuer.internal', 1)))"
+    found = subprocess.check_output([sys.executable, "-c", look_up], env=ENVIRON | names, text=True)
+    assert list(dict.fromkeys(found.split())) == ["127.0.0.2", "127.0.0.3"]
+    server = Server(
+        tmp_path / "log",
+        DATABASE_URL=database_url,
+        JWT_JWKS_URL=f"http://issuer.internal:{issuer.port}/jwks",
+        WEB_CONCURRENCY="1",
+        **names,
+    )
+    server.wait("/ready")
+
+    with dead("127.0.0.2", issuer.port):
+        token = {"Authorization": f"Bearer {issuer.sign('first')}"}
+        answer = httpx.get(f"{server.url}/api/alice/tasks", headers=token, timeout=30)
+
+    assert answer.status_code == 200, server.log.read_text()
+    assert server.stop() == 0
+    issuer.close()
 
 
 @pytest.mark.slow

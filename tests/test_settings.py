@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest import ENVIRON, ROOT, SECRET
+from tests.conftest import ENVIRON, ROOT, SECRET, Server
 from todo_service import create_app
 from todo_service.database import complete_conninfo
 from todo_service.settings import Settings, SettingsError
@@ -100,6 +100,12 @@ BAD = [
     ("CORS_ORIGINS", "https://ex\u00e4mple.com"),
     ("CORS_ORIGINS", "https://a b.com"),
     ("CORS_ORIGINS", "ftp://app.example.com"),
+    ("CORS_ORIGINS", "ws://app.example.com"),
+    ("CORS_ORIGINS", "file:///app"),
+    ("CORS_ORIGINS", "//app.example.com"),
+    ("CORS_ORIGINS", "tauri://localhost/"),
+    ("CORS_ORIGINS", "capacitor:localhost"),
+    ("CORS_ORIGINS", "Capacitor://localhost"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_LEVEL", "NOTSET"),
     ("LOG_FORMAT", "xml"),
@@ -165,6 +171,13 @@ def test_a_url_that_is_read_as_it_was_meant_is_taken(url: str, password: str) ->
         "http://issuer.example.com/jwks",
         "http://127.0.0.1.example.com/jwks",
         "http://10.0.0.1/jwks",
+        "http://2130706433/jwks",
+        "http://0x08080808/jwks",
+        "http://[2001:db8::1]/jwks",
+        "http://auth@issuer.example.com/jwks",
+        "http://auth.internal.example.com/jwks",
+        "http://.internal/jwks",
+        "http://10.0.0.1.internal.example/jwks",
         "file:///etc/passwd",
         "ftp://issuer.example.com/jwks",
         "issuer.example.com/jwks",
@@ -177,8 +190,16 @@ def test_the_issuers_keys_come_over_https(url: str) -> None:
         Settings.from_env({"DATABASE_URL": "postgres://db/todo", "JWT_JWKS_URL": url})
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-def test_an_issuer_on_a_loopback_address_may_use_http(host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "127.0.0.1", "127.0.0.2", "[::1]"),
+        *("auth", "better-auth", "web_1", "4th", "auth.railway.internal", "Auth.svc.INTERNAL"),
+    ],
+)
+def test_an_issuer_on_a_loopback_address_or_in_a_network_of_its_own_may_use_http(
+    host: str,
+) -> None:
     url = f"http://{host}:3000/api/auth/jwks"
 
     assert Settings.from_env({"JWT_JWKS_URL": url}).jwt_jwks_url == url
@@ -214,6 +235,16 @@ def test_the_owner_passes_by_a_neon_pooler() -> None:
     assert owner(DATABASE_URL=pooled, OWNER_DATABASE_URL=direct) == direct
     for other in (direct, "postgres://u@my-pooler.example.com/d"):
         assert owner(DATABASE_URL=other) is None
+
+
+def test_the_white_space_at_the_end_of_a_secret_is_no_part_of_it() -> None:
+    settings = Settings.from_env(MINIMAL | {"JWT_SECRET": f"{SECRET}\r\n"})
+
+    assert settings.jwt_secret == SECRET
+    assert settings.warnings == ("jwt_secret_stripped",)
+    assert Settings.from_env(MINIMAL).warnings == ()
+    with pytest.raises(SettingsError, match=r"^JWT_SECRET must have at least 32 characters"):
+        Settings.from_env(MINIMAL | {"JWT_SECRET": "x" * 31 + "\n"})
 
 
 def test_secrets_stay_out_of_the_repr() -> None:
@@ -293,3 +324,25 @@ def test_a_bad_value_stops_the_start_with_one_line(
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and name in lines[0], done.stderr
     assert "p4ssw0rd" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environ", "warnings"),
+    [
+        ({"JWT_SECRET": SECRET}, []),
+        ({"JWT_SECRET": f"{SECRET}\n"}, ["event=jwt_secret_stripped"]),
+        ({"JWT_JWKS_URL": "http://127.0.0.1:1/jwks"}, ["event=audience_not_checked"]),
+        ({"JWT_JWKS_URL": "http://127.0.0.1:1/jwks", "JWT_AUDIENCE": "todo"}, []),
+    ],
+)
+def test_a_start_warns_once_of_what_is_seldom_meant(
+    database_url: str, tmp_path: Path, environ: dict[str, str], warnings: list[str]
+) -> None:
+    server = Server(tmp_path / "log", DATABASE_URL=database_url, WEB_CONCURRENCY="2", **environ)
+    server.wait("/ready")
+    assert server.stop() == 0
+
+    log = server.log.read_text()
+    assert re.findall(r"level=WARNING .*(event=\w+)$", log, re.MULTILINE) == warnings
+    assert SECRET not in log

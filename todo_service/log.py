@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9._@|:+-]+|/[A-Za-z0-9._{}/-]*")
 _TRACEPARENT = re.compile(
     "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
-_SHOWN = 256  # characters of a path's user id; it can be as long as a request line
+_SHOWN = 256  # characters of what a client sent, such as a path's user id
 
 requests = logging.getLogger("todo_service.requests")
 
@@ -45,6 +45,8 @@ def configure(log_format: str = "logfmt") -> None:
         names = "%(asctime)s", "%(levelname)s", "%(name)s", "%(message)s", "%(request_id)s"
         handler.setFormatter(logging.Formatter(_FORMAT.format(*names), TIME_FORMAT))
     logging.basicConfig(handlers=[handler])
+    # Its warnings quote the URL of the issuer's keys, query and all.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     _write_directly = log_format == "logfmt"
     # It quotes the driver with every attempt to connect; database.UnreachableLog says it instead.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
@@ -155,6 +157,14 @@ def finish(response: Response) -> Response:
     if response.status_code == 403 and "path_user" in g:
         # Whoever gets a 403 for /api/v1/alice/tasks sees here that the path is v1/alice's.
         fields["path_user"] = g.path_user[:_SHOWN]
+    origin = request.headers.get("Origin")
+    if (
+        origin is not None
+        and "Access-Control-Allow-Origin" not in headers
+        # What a page sends to its own origin, this service or a proxy in front, is not refused.
+        and request.headers.get("Sec-Fetch-Site") != "same-origin"
+    ):
+        fields["origin"] = origin[:_SHOWN]
     traceparent = request.headers.get("traceparent")
     if traceparent and (match := _TRACEPARENT.fullmatch(traceparent)):
         fields["trace"] = match[1]

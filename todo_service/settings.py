@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,7 +16,14 @@ from todo_service import database_url
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# No page has an origin of these schemes. All others but http and https are of apps.
+_NO_PAGES = ("file", "ftp", "ws", "wss")
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:]+\]")
+# Loopback; or one label, with a letter and not in hexadecimal, which would be an address; or a name
+# below .internal.
+_INSIDE = re.compile(
+    r"localhost|::1|127(\.\d+){3}|(?!0x)[0-9_-]*[a-z][a-z0-9_-]*|([a-z0-9_-]+\.)+internal"
+)
 
 
 class SettingsError(ValueError):
@@ -44,6 +51,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     log_level: str = "INFO"
     log_format: str = "logfmt"
+    # Events for the log of the start: what is allowed, and seldom meant.
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -74,6 +83,7 @@ class Settings:
             cors_origins=_origins(env),
             log_level=_log_level(env, cls.log_level),
             log_format=_log_format(env, cls.log_format),
+            warnings=tuple(_warnings(env)),
         )
 
 
@@ -111,7 +121,8 @@ def _host(url: str) -> str:
 
 
 def _jwt_secret(env: Mapping[str, str]) -> str | None:
-    secret = env.get("JWT_SECRET")
+    # From a file, a secret has the newline at its end. What issuers sign with seldom has.
+    secret = env["JWT_SECRET"].rstrip() if "JWT_SECRET" in env else None
     # RFC 7518 section 3.2: an HS256 key has at least 256 bits.
     if secret is not None and len(secret) < 32:
         raise SettingsError("JWT_SECRET must have at least 32 characters")
@@ -125,11 +136,21 @@ def _jwks_url(env: Mapping[str, str]) -> str | None:
     if url is None:
         return None
     parts = _split_url("JWT_JWKS_URL", url)
-    if parts.hostname and (
-        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
-    ):
+    host = parts.hostname or ""
+    if host and (parts.scheme == "https" or (parts.scheme == "http" and _INSIDE.fullmatch(host))):
         return url
-    raise SettingsError("JWT_JWKS_URL must be https, or http on a loopback address")
+    raise SettingsError(
+        "JWT_JWKS_URL must be https, or http to a loopback address,"
+        " a host name of one label with a letter in it, or one below .internal"
+    )
+
+
+def _warnings(env: Mapping[str, str]) -> Iterator[str]:
+    if "JWT_JWKS_URL" in env and "JWT_AUDIENCE" not in env:
+        yield "audience_not_checked"
+    secret = env.get("JWT_SECRET", "")
+    if secret != secret.rstrip():
+        yield "jwt_secret_stripped"
 
 
 def _pooler(env: Mapping[str, str], url: str | None) -> str | None:
@@ -152,7 +173,7 @@ def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
         if ":" in host:
             host = f"[{host}]"
         if (
-            parts.scheme not in _DEFAULT_PORTS
+            parts.scheme in _NO_PAGES
             or not _HOST.fullmatch(host)
             or origin != f"{parts.scheme}://{host}{port}"
         ):

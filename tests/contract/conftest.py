@@ -15,7 +15,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.conftest import ROOT, SECRET, Server
 
 DOCUMENT = ROOT / "todo_service" / "openapi.yaml"
-IPV6_ORIGIN = "http://[::1]:3000"
+OTHER_ORIGINS = [
+    "http://[::1]:3000",
+    *("capacitor://localhost", "ionic://localhost", "tauri://localhost", "app://obsidian.md"),
+    *("app://-", "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb"),
+]
 
 # What a browser needs as root in a container, and no requests that it makes for itself.
 FLAGS = [
@@ -93,7 +97,7 @@ def open_server(
         log,
         DATABASE_URL=database_url,
         JWT_SECRET=SECRET,
-        CORS_ORIGINS=f"{allowed_origin}, {IPV6_ORIGIN}",
+        CORS_ORIGINS=", ".join([allowed_origin, *OTHER_ORIGINS]),
         WEB_CONCURRENCY="1",
     )
     server.wait("/ready")

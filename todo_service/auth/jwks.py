@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
+from contextlib import closing
 from threading import Lock, Thread, current_thread
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import urllib3
 from jwt import PyJWK
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 MAX_SET = 1024 * 1024  # bytes; an issuer's set of keys has a few thousand
+
+# By their ids. None is that of a key without one, which is used if it is the only key.
+Keys = dict[str | None, PyJWK]
 
 
 class DownloadError(Exception):
@@ -42,7 +47,7 @@ class Jwks:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._keys: dict[str, PyJWK] = {}
+        self._keys: Keys = {}
         self._unusable: set[str] = set()
         self._stale_at = 0.0
         self._spent_until = 0.0
@@ -51,30 +56,39 @@ class Jwks:
         self._failed = False
         self._lock = Lock()
 
-    def ids(self) -> list[str]:
+    def ids(self) -> list[str | None]:
         """The ids of the keys that are known now."""
-        return sorted(self._keys)
+        return sorted(self._keys, key=str)
 
-    def find(self, key_id: object) -> PyJWK:
-        """The key with this id.
+    def find(self, key_id: str | None) -> PyJWK:
+        """The key with this id; without one, the only key there is.
 
         Raises KeyError if the issuer does not publish it, ServiceUnavailable if the issuer cannot
         be reached, so nobody knows.
         """
-        key = self._keys.get(key_id) if isinstance(key_id, str) else None
+        key = self._known(key_id)
         if key is not None:
             if time.monotonic() > self._stale_at:
                 self._start_fetch()
             return key
-        if not isinstance(key_id, str):
-            raise KeyError("kid")
         fetching = self._start_fetch()
         fetching.join(self.WAIT)
-        if key_id in self._keys:
-            return self._keys[key_id]
+        if (key := self._known(key_id)) is not None:
+            return key
         if fetching.is_alive() or self._failed:
             raise ServiceUnavailable(retry_after=int(self.INTERVAL))
         raise KeyError(key_id)
+
+    def find_newer(self, key_id: str | None) -> PyJWK | None:
+        """The key with this id, after a fetch if the budget allows one."""
+        self._start_fetch().join(self.WAIT)
+        return self._known(key_id)
+
+    def _known(self, key_id: str | None) -> PyJWK | None:
+        keys = self._keys
+        if key_id is None or None in keys:
+            return next(iter(keys.values())) if len(keys) == 1 else None
+        return keys.get(key_id)
 
     def _start_fetch(self) -> Thread:
         """The fetch under way, else a new one if the budget allows, else the last one."""
@@ -110,17 +124,9 @@ class Jwks:
                 log.warning(Fields(event="jwks_keys_unusable", keys=names))
 
 
-def fetch(url: str, seconds: float) -> tuple[dict[str, PyJWK], set[str]]:
+def fetch(url: str, seconds: float) -> tuple[Keys, set[str]]:
     """The issuer's keys by their ids, and names for those that cannot be used."""
     return parse(download(url, seconds))
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none: whoever can redirect could choose the keys. urllib raises HTTPError then."""
-
-
-_opener = build_opener(_NoRedirect)
 
 
 def download(url: str, seconds: float) -> bytes:
@@ -130,45 +136,75 @@ def download(url: str, seconds: float) -> bytes:
     nobody waits for it: Jwks starts another fetch then.
     """
     deadline = time.monotonic() + seconds
-    headers = {"User-Agent": "todo-service", "Accept": "application/json"}
-    request = Request(url, headers=headers)  # noqa: S310 the settings refuse other schemes than http
-    try:
-        with _opener.open(request, timeout=seconds) as response:
-            body = b""
-            while piece := response.read1(65536):
+    with _client(url) as client:
+        host = urlsplit(client.proxy.url if client.proxy else url).hostname
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        # The limit is for each address: all but one of them may be dead, and a request that waits
+        # needs some of its time for the answer.
+        timeout = urllib3.Timeout(connect=Jwks.WAIT / (len(addresses) + 1), read=seconds)
+        answer = client.request(
+            "GET",
+            url,
+            headers={"User-Agent": "todo-service", "Accept": "application/json"},
+            timeout=timeout,
+            retries=False,
+            redirect=False,  # Whoever can redirect could choose the keys.
+            preload_content=False,
+        )
+        with closing(answer):
+            if answer.status != 200:
+                raise DownloadError(f"status {answer.status}")
+            body = bytearray()
+            while piece := answer.read1(65536, decode_content=True):
                 body += piece
                 if len(body) > MAX_SET:
                     raise DownloadError(f"more than {MAX_SET} bytes")
                 if time.monotonic() > deadline:
                     raise TimeoutError
-    except HTTPError as error:
-        with error:
-            raise DownloadError(f"status {error.code}") from None
-    return body
+                time.sleep(0)  # Pieces may be as small as a byte: let others run between them.
+    return bytes(body)
 
 
-def parse(body: bytes) -> tuple[dict[str, PyJWK], set[str]]:
+def _client(url: str) -> urllib3.PoolManager:
+    """A client that goes through the proxy of the environment (HTTPS_PROXY), if it names one."""
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc):
+        return urllib3.PoolManager()
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    login = urllib3.make_headers(proxy_basic_auth=urllib3.util.parse_url(proxy).auth)
+    return urllib3.ProxyManager(proxy, proxy_headers=login)
+
+
+def parse(body: bytes) -> tuple[Keys, set[str]]:
     """The keys of a set by their ids, and names for those that cannot be used.
 
     Keys for encryption are in neither. Each key is read by itself: one that PyJWT cannot read, or
     that makes it fail, must not hide the others.
     """
-    keys: dict[str, PyJWK] = {}
+    usable: list[PyJWK] = []
     unusable: set[str] = set()
     for data in json.loads(body)["keys"]:
         if not isinstance(data, dict) or data.get("use") not in (None, "sig"):
             continue
         try:
-            key = PyJWK(data)
+            # RFC 9864 calls it Ed25519, which PyJWT does not know.
+            key = PyJWK(data, "EdDSA" if data.get("alg") == "Ed25519" else None)
         except Exception:  # not only its own: KeyError, TypeError, NotImplementedError were seen
             unusable.add(f"{data.get('alg') or data.get('kty')} unreadable")
             continue
         if key.algorithm_name not in ALGORITHMS:
             unusable.add(key.algorithm_name)
-        elif not isinstance(key.key_id, str):
-            unusable.add(f"{key.algorithm_name} without kid")
+        elif key.algorithm_name == "RS256" and key.key.key_size < 2048:
+            unusable.add(f"RS256 of {key.key.key_size} bits")
         else:
-            keys[key.key_id] = key
+            usable.append(key)
+    keys: Keys = {key.key_id: key for key in usable if isinstance(key.key_id, str)}
+    if len(usable) == 1:
+        keys = keys or {None: usable[0]}
+    else:
+        nameless = (key for key in usable if not isinstance(key.key_id, str))
+        unusable |= {f"{key.algorithm_name} without kid" for key in nameless}
     if not keys and not unusable:
         raise DownloadError("no keys")
     return keys, unusable

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from copy import copy
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
 
 import jwt
+from jwt import PyJWK
 from werkzeug.exceptions import HTTPException
 
 from todo_service.auth.jwks import ALGORITHMS, Jwks
@@ -72,28 +75,10 @@ class Verifier:
         """
         settings, claim = self.settings, self.settings.jwt_user_claim
         try:
-            key: Any = settings.jwt_secret
-            algorithms = self.algorithms
-            if self.keys is not None:
-                header = jwt.get_unverified_header(token)
-                if header.get("alg") not in algorithms:
-                    raise jwt.InvalidAlgorithmError
-                key = self.keys.find(header.get("kid"))
-                # The algorithm of the key; the one in the token is only compared with it.
-                algorithms = (key.algorithm_name,)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=algorithms,
-                options={
-                    "require": ["exp", claim],
-                    "verify_aud": settings.jwt_audience is not None,
-                    "verify_sub": False,  # Below, for whichever claim names the user.
-                },
-                issuer=settings.jwt_issuer,
-                audience=settings.jwt_audience,
-                leeway=LEEWAY,
-            )
+            if self.keys is None:
+                claims = self._decode(token, settings.jwt_secret, self.algorithms)
+            else:
+                claims = self._decode_by_published_key(token, self.keys)
         except jwt.MissingRequiredClaimError as error:
             missing = {"aud": "audience", "iss": "issuer", claim: "subject"}
             raise TokenRefused(missing.get(error.claim, "malformed")) from error
@@ -104,6 +89,44 @@ class Verifier:
         if not isinstance(user_id, str) or not user_id:
             raise TokenRefused("subject")
         return user_id, int(claims["exp"])
+
+    def _decode_by_published_key(self, token: str, keys: Jwks) -> dict[str, Any]:
+        header = jwt.get_unverified_header(token)
+        if header.get("alg") not in (*self.algorithms, "Ed25519"):
+            raise jwt.InvalidAlgorithmError
+        key = keys.find(header.get("kid"))
+        try:
+            return self._decode(token, *_named_as_in(header, key))
+        except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
+            # The issuer may have put a new key in its place, under the same id.
+            newer = keys.find_newer(header.get("kid"))
+            if newer is None or newer is key:
+                raise
+            return self._decode(token, *_named_as_in(header, newer))
+
+    def _decode(self, token: str, key: Any, algorithms: Sequence[str]) -> dict[str, Any]:
+        settings = self.settings
+        return jwt.decode(
+            token,
+            key,
+            algorithms=algorithms,
+            options={
+                "require": ["exp", settings.jwt_user_claim],
+                "verify_aud": settings.jwt_audience is not None,
+                "verify_sub": False,  # In verify, for whichever claim names the user.
+            },
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            leeway=LEEWAY,
+        )
+
+
+def _named_as_in(header: Mapping[str, Any], key: PyJWK) -> tuple[PyJWK, list[str]]:
+    """The key and its algorithm; the token's own `alg` only chooses between two names of it."""
+    if key.algorithm_name == "EdDSA" and header["alg"] == "Ed25519":  # RFC 9864
+        key = copy(key)
+        key.algorithm_name = "Ed25519"
+    return key, [key.algorithm_name]
 
 
 class VerifiedTokens:

@@ -170,7 +170,8 @@ def check_clock(session: Session) -> str:
 
 def check_keys(settings: Settings) -> str:
     if settings.jwt_secret is not None:
-        return "JWT_SECRET, for HS256"
+        stripped = "jwt_secret_stripped" in settings.warnings
+        return f"JWT_SECRET, for HS256{', without the white space at its end' if stripped else ''}"
     if settings.jwt_jwks_url is None:
         return "none, the app has an authenticator of its own"
     parts = urlsplit(settings.jwt_jwks_url)
@@ -189,6 +190,11 @@ def check_keys(settings: Settings) -> str:
         )
     algorithms = sorted({key.algorithm_name for key in keys.values()})
     besides = f"; not usable: {', '.join(sorted(unusable))}" if unusable else ""
+    if settings.jwt_audience is None:
+        besides += (
+            "; audience not checked: a token that the issuer made for another API is good here."
+            " If its tokens have an aud, set JWT_AUDIENCE"
+        )
     return f"{len(keys)} from {issuer}, for {', '.join(algorithms)}{besides}"
 
 
