@@ -28,7 +28,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import ENVIRON, ROOT, SECRET, app_with_commands, free_port, sign
-from todo_service.ops import doctor
+from todo_service.ops import doctor, migrate
 from todo_service.ops.migrate import apply_schema
 from todo_service.settings import Settings
 
@@ -289,7 +289,7 @@ def test_a_role_with_the_rights_that_the_page_names_can_do_everything(
         assert app_with_commands(settings).test_cli_runner().invoke(args=command).exit_code == 0
 
 
-@pytest.mark.parametrize("table", ["users", "tasks", "deleted_tasks"])
+@pytest.mark.parametrize("table", migrate.TABLES)
 @pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
 def test_a_role_without_one_of_its_rights_needs_the_grant_that_it_says(
     database: str, execute: Callable[[str], None], role: str, table: str, right: str
@@ -325,7 +325,7 @@ def test_a_sequence_that_a_column_takes_its_default_from_needs_a_right(
 def test_without_any_right_it_says_all_that_is_to_be_granted(
     database: str, execute: Callable[[str], None], role: str
 ) -> None:
-    execute(f"REVOKE ALL ON users, tasks, deleted_tasks FROM {role}")
+    execute(f"REVOKE ALL ON {', '.join(migrate.TABLES)} FROM {role}")
 
     report = Report(as_role(database, role))
 
