@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -14,8 +15,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from todo_service import create_app, store
+from todo_service.database import statement
 from todo_service.ops.migrate import SQL
 from todo_service.schemas import MAX_LIMIT
+from todo_service.settings import Settings
 
 STATEMENTS = sorted((SQL / "queries").glob("*.sql"))
 TASK_COLUMNS = ["id", "user_id", "title", "description", "status", "created_at", "updated_at"]
@@ -125,6 +129,33 @@ def test_a_statement_is_written_by_the_same_rules_as_all_others(path: Path) -> N
     # Where the order of two rows is open, pages could show one twice, or not at all.
     for columns in re.findall(r"ORDER BY ((?:[\w.]+(?: DESC)?(?:, )?)+)", text):
         assert re.search(r"\b(id|key|number)(?: DESC)?$", columns), columns
+
+
+@pytest.mark.parametrize("path", STATEMENTS, ids=lambda path: path.stem)
+def test_what_is_sent_is_the_name_and_the_sql_without_the_prose(path: Path) -> None:
+    sent = statement(path.stem).decode()
+
+    assert sent.startswith(f"-- {path.stem}\n")
+    assert re.findall(r"--[^\n]*", sent) == [f"-- {path.stem}"] * 2
+    assert re.sub(r"--[^\n]*", "", sent).split() == code(path).split()
+    assert sent.count("%s") == len(PARAMETERS[path.stem])
+
+
+def test_whoever_looks_at_the_activity_sees_the_name_and_the_sql(
+    settings: Settings, connection: psycopg.Connection
+) -> None:
+    app = create_app(replace(settings, db_pool_size=1))
+    with app.app_context():
+        store.list_changes("nobody", limit=1, after=None)
+    with app.extensions["database"].pool.connection() as own:
+        pid = own.info.backend_pid
+
+    (shown,) = connection.execute(
+        "SELECT query FROM pg_stat_activity WHERE pid = %s", (pid,)
+    ).fetchone()
+    assert shown.startswith("-- list_changes\nWITH -- list_changes\npage AS (\n    SELECT\n")
+    assert "FROM deleted_tasks\n" in shown
+    app.extensions["database"].close()
 
 
 def test_statements_that_return_a_task_return_the_same_columns_in_the_same_order() -> None:

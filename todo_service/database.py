@@ -49,8 +49,17 @@ _poll = get_original("select", "poll")
 
 
 def statement(name: str) -> bytes:
-    """The text of sql/queries/<name>.sql, read when the module that needs it is imported."""
-    return (SQL / "queries" / f"{name}.sql").read_bytes()
+    """The SQL of sql/queries/<name>.sql, read when the module that needs it is imported.
+
+    Its name takes the place of its comments, so that pg_stat_activity, which cuts a statement off
+    after 1,023 bytes, shows both the name and the SQL.
+    """
+    with (SQL / "queries" / f"{name}.sql").open() as lines:
+        code = "".join(line for line in lines if not line.startswith("--"))
+    verb, rest = code.split(maxsplit=1)
+    # Once more behind the first word: from PostgreSQL 18 on, pg_stat_statements drops what comes
+    # before that.
+    return f"-- {name}\n{verb} -- {name}\n{rest}".encode()
 
 
 def run(
