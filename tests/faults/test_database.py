@@ -198,7 +198,7 @@ def test_a_change_of_all_tasks_that_takes_too_long_is_a_503_and_changes_none(
 def test_it_boots_without_a_database_and_without_a_schema(
     cluster: Cluster, serve: Serve, new_user_at: Callable[[Server], User], measured: Measure
 ) -> None:
-    cluster.execute("DROP TABLE deleted_tasks, tasks, users")
+    cluster.execute("DROP TABLE idempotency_keys, deleted_tasks, tasks, users")
     cluster.stop("fast")
     server = serve(DB_POOL_TIMEOUT="1")
     server.wait("/health")
