@@ -42,9 +42,28 @@ PARTS = st.fixed_dictionaries(
 MATCHING = ["none", "fresh", "weak", "any", "one of several", "unless stale"]
 CONDITIONS = st.sampled_from([*MATCHING, "stale", "another task's", "unless fresh", "unless any"])
 NUMBERS = st.integers(0, 99)
-KEYS = st.sampled_from([None, "a", "b"])
+KEYS = st.sampled_from(["a", "b", "c"])
+VERSIONS = st.sampled_from(["none", "fresh", "stale"])
+# What a push holds: creates, changes and deletions.
+ENTRIES = st.one_of(
+    st.tuples(st.just("create"), KEYS, BODIES),
+    st.tuples(st.just("change"), st.tuples(NUMBERS, VERSIONS), PARTS),
+    st.tuples(st.just("delete"), st.tuples(NUMBERS, VERSIONS), st.just({})),
+)
 DEFAULTS = {"description": None, "status": "incomplete"}
 LISTS = ["", "?status=complete", "?status=incomplete", "?limit=2", "?limit=3&status=incomplete"]
+
+ERRORS = {
+    404: "Task not found",
+    410: "Task was deleted",
+    412: "Task was modified",
+    422: "Idempotency-Key was used before with another request body",
+}
+
+
+def content(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a create is compared by, if its key comes again."""
+    return DEFAULTS | {name: value for name, value in entry.items() if name != "key"}
 
 
 @dataclass
@@ -53,9 +72,6 @@ class Known:
 
     task: dict[str, Any]
     tags: list[str]
-    # The Idempotency-Key that it was made with, and the body.
-    key: str | None = None
-    body: Any = None
 
 
 class Copy:
@@ -101,9 +117,11 @@ class Service(RuleBasedStateMachine):
         self.user = User(server, f"model-{uuid4()}")
         self.app = app
         self.model: dict[int, Known] = {}
+        # By key: what was sent with it first, and the task that it made, which may be gone.
+        self.keys: dict[str, tuple[dict[str, Any], int]] = {}
         # Ids and tags of tasks that are gone, and some that never were.
         self.gone = [9_000_000_000_000_000_000]
-        self.old_tags = ['"2020-02-20T20:20:20.202020Z"']
+        self.old_tags = ['"2019-01-01T00:00:00.000000Z"', '"2020-02-20T20:20:20.202020Z"']
         self.last_change = datetime.min.replace(tzinfo=UTC)
         # How often the user was erased.
         self.life = 0
@@ -204,34 +222,48 @@ class Service(RuleBasedStateMachine):
         for body in bodies:
             self.create(body, None)
 
-    @rule(body=BODIES, key=KEYS)
+    @rule(body=BODIES, key=st.none() | KEYS)
     def create(self, body: dict[str, Any], key: str | None) -> None:
         headers = {"Idempotency-Key": key} if key else {}
         answer = self.user.post(self.user.tasks, json=body, headers=headers)
-        body = DEFAULTS | body
-        first = next((known for known in self.model.values() if key and known.key == key), None)
-        if first and first.body != body:
-            assert answer.status_code == 422, answer.text
+        body = content(body)
+        status, task_id = self.expected_of(key, body)
+        assert answer.status_code == status, answer.text
+        replayed = task_id is not None and status == 201
+        assert ("Idempotency-Replayed" in answer.headers) == replayed
+        if task_id is not None:
+            self.touched = [task_id]
             self.changed(is_change=False)
-            return
-        assert answer.status_code == 201, answer.text
-        task = answer.json()
-        self.touched = [task["id"]]
-        assert ("Idempotency-Replayed" in answer.headers) == bool(first)
-        if first:
-            assert task == first.task
-            self.changed(is_change=False)
-            return
-        self.stamp([task])
+        if status == 410:
+            assert answer.json() == {"error": "Task was deleted"}
+        elif replayed:
+            assert answer.json() == self.model[task_id].task
+        elif status == 201:
+            task = answer.json()
+            self.stamp([task])
+            self.learn(task, key, body)
+            assert answer.headers["ETag"] == self.model[task["id"]].tags[-1]
+            assert answer.headers["Location"] == self.path(task["id"])
+            self.touched = [task["id"]]
+            self.changed()
+
+    def expected_of(self, key: str | None, body: dict[str, Any]) -> tuple[int, int | None]:
+        """The status due to a create, and the task that the same key made before."""
+        if key not in self.keys:
+            return 201, None
+        first, task_id = self.keys[key]
+        if first != body:
+            return 422, task_id
+        return (201 if task_id in self.model else 410), task_id
+
+    def learn(self, task: dict[str, Any], key: str | None, body: dict[str, Any]) -> None:
         assert task["id"] not in [*self.model, *self.gone]
         assert task["created_at"] == task["updated_at"]
         assert {name: task[name] for name in body} == body
-        known = self.model[task["id"]] = Known(task, [])
+        self.model[task["id"]] = Known(task, [])
         self.read_tag(task["id"])
-        known.key, known.body = key, body
-        assert answer.headers["ETag"] == known.tags[-1]
-        assert answer.headers["Location"] == self.path(task["id"])
-        self.changed()
+        if key:
+            self.keys[key] = body, task["id"]
 
     def read_tag(self, task_id: int) -> None:
         known = self.model[task_id]
@@ -240,12 +272,83 @@ class Service(RuleBasedStateMachine):
         assert answer.headers["ETag"] not in known.tags
         known.tags.append(answer.headers["ETag"])
 
-    @precondition(lambda self: any(known.key for known in self.model.values()))
+    @precondition(lambda self: self.keys)
     @rule(number=NUMBERS)
     def send_a_create_again(self, number: int) -> None:
-        keyed = [known for known in self.model.values() if known.key]
-        known = keyed[number % len(keyed)]
-        self.create(known.body, known.key)
+        key = list(self.keys)[number % len(self.keys)]
+        self.create(self.keys[key][0], key)
+
+    @rule(entries=st.lists(ENTRIES, min_size=1, max_size=5), again=st.booleans())
+    def push(self, entries: list[tuple[str, Any, dict[str, Any]]], again: bool) -> None:
+        sent: dict[Any, tuple[str, dict[str, Any]]] = {}  # a key or an id may come once in a push
+        for kind, name, fields in entries:
+            if kind != "create":
+                entry = self.versioned(*name) | fields
+                sent.setdefault(entry["id"], (kind, entry))
+            elif again and name in self.keys:
+                sent.setdefault(name, (kind, self.keys[name][0] | {"key": name}))
+            else:
+                sent.setdefault(name, (kind, fields | {"key": name}))
+        changes = sorted(sent.values(), key=lambda change: change[0] == "delete")
+        due = [self.due(*change) for change in changes]
+        tasks = [entry for kind, entry in changes if kind != "delete"]
+        deleted = [entry for kind, entry in changes if kind == "delete"]
+        body = {"tasks": tasks, "deleted": deleted}
+
+        answer = self.user.post(f"{self.user.tasks}/changes", json=body)
+
+        assert answer.status_code == 200, answer.text
+        results = answer.json()["tasks"] + answer.json()["deleted"]
+        # First what was done: a result shows its task as it is after the whole push.
+        done = []
+        for (kind, entry), (status, task_id), result in zip(changes, due, results, strict=True):
+            if status == 204:
+                self.forget(task_id)
+            elif status == 200:
+                known, task = self.model[task_id], result["task"]
+                assert task == known.task | entry | {"updated_at": task["updated_at"]}
+                known.task = task
+                self.read_tag(task_id)
+                done.append(task)
+            elif kind == "create" and task_id is None:
+                done.append(result["task"])
+                self.learn(result["task"], entry["key"], content(entry))
+        if done:
+            self.stamp(done)
+        for (kind, entry), (status, task_id), result in zip(changes, due, results, strict=True):
+            replayed = kind == "create" and task_id is not None
+            if kind == "create":
+                task_id = self.keys[entry["key"]][1]
+            task = self.shown().get(task_id)
+            if replayed and status == 201 and task is None:
+                status = 410  # it was deleted by this push
+            expected = {"status": status, "error": ERRORS.get(status), "task": task}
+            expected["replayed"] = (replayed and status == 201) or None
+            assert result == {name: value for name, value in expected.items() if value is not None}
+            self.touched.append(entry.get("id", task_id))
+        self.changed(is_change=bool(done) or 204 in [status for status, _ in due])
+
+    def versioned(self, number: int, version: str) -> dict[str, Any]:
+        """The id of a task, perhaps with a version of it; some numbers are a guess of a new id."""
+        task_id = self.pick(number)
+        if number % 10 == 1:
+            task_id = max([0, *self.model, *self.gone[1:]]) + 1
+        known = self.model.get(task_id)
+        tags = [*self.old_tags, *(known.tags if known else [])]
+        if version == "none":
+            return {"id": task_id}
+        return {"id": task_id, "updated_at": tags[-1 if version == "fresh" else -2].strip('"')}
+
+    def due(self, kind: str, entry: dict[str, Any]) -> tuple[int, int | None]:
+        """The status due to an entry of a push, and the task that it is about."""
+        if kind == "create":
+            return self.expected_of(entry["key"], content(entry))
+        known = self.model.get(entry["id"])
+        if known is None:
+            return 404, None
+        if entry.get("updated_at", known.task["updated_at"]) != known.task["updated_at"]:
+            return 412, entry["id"]
+        return (204 if kind == "delete" else 200), entry["id"]
 
     @rule(number=NUMBERS, condition=CONDITIONS, fields=PARTS)
     def put(self, number: int, condition: str, fields: dict[str, Any]) -> None:
@@ -304,6 +407,7 @@ class Service(RuleBasedStateMachine):
             assert store.delete_user(self.user.id) == len(self.model)
         for task_id in list(self.model):
             self.forget(task_id)
+        self.keys.clear()
         self.life += 1
         self.changed()
 

@@ -29,17 +29,19 @@ def version_of(task: Task) -> datetime:
 class Write:
     """One request that changes a task, or several until the first one of them is answered.
 
-    Of an array, there is one for each task. One that changes all tasks of a status stands for
+    Of a push, there is one for each entry. One that changes all tasks of a status stands for
     itself: which ones that were is not known.
     """
 
-    kind: str  # create, update, delete, update all or delete all
+    # create, update, delete, update all, delete all, or repeat: a create that was answered before.
+    kind: str
     started: float
     fields: Task = field(default_factory=dict)
     task_id: int | None = None
     # The version that If-Match names.
     base: Task | None = None
-    # done, refused (412) or absent (404); unknown, if there was no answer, or a 503.
+    # done, refused (412) or absent (404, and 410 of a repeat, which else is "there"); unknown, if
+    # there was no answer, or a 503.
     outcome: str = "unknown"
     ended: float = inf
     result: Task | None = None
@@ -94,8 +96,12 @@ class History:
         started = -inf
         for earlier, later in pairwise(done):
             same = version_of(earlier.result) == version_of(later.result)
-            if same and earlier.started != later.started:  # of one array, they are the same
+            if same and earlier.started != later.started:  # of one push, they are the same
                 yield f"{earlier} and {later} made the same version"
+        versions: defaultdict[float, set[datetime]] = defaultdict(set)
+        for write in done:
+            versions[write.started].add(version_of(write.result))
+        yield from (f"one push made {made}" for made in versions.values() if len(made) > 1)
         for write in done:
             if write.ended < started:
                 yield f"{write} ended before one with an earlier version began"
@@ -110,7 +116,15 @@ class Register:
         self.done = [write for write in writes if write.outcome == "done"]
         self.refused = [write for write in writes if write.outcome == "refused"]
         self.absent = [write for write in writes if write.outcome == "absent"]
-        self.unknown = [write for write in writes if write.outcome == "unknown"]
+        # Of some changes, only the version that they made is unknown.
+        self.unknown = [
+            write
+            for write in writes
+            if write.outcome == "unknown"
+            or (write.outcome == "done" and write.kind == "update" and write.result is None)
+        ]
+        # Creates that were sent again, and answered with the task.
+        self.there = [write for write in writes if write.outcome == "there"]
         # What may have changed it.
         self.perhaps = [*self.unknown, *sweeps]
         self.deletes = [write for write in self.done if write.kind == "delete"]
@@ -144,6 +158,8 @@ class Register:
             if count > 1:
                 yield f"{count} writers won {base}"
         for write in winners:
+            if write in self.unknown:
+                continue
             base = version_of(write.base)
             made = version_of(write.result) if write.result else GONE
             if between := [version for version in self.versions if base < version < made]:
@@ -188,9 +204,9 @@ class Register:
         for delete in self.deletes:
             if final:
                 yield f"{final} is still there after {delete}"
-            for write in self.done:
+            for write in [*self.done, *self.there]:
                 if write is not delete and write.started > delete.ended:
-                    yield f"{write} changed what was deleted"
+                    yield f"{write} changed or found what was deleted"
         perhaps = {write.kind for write in self.perhaps} & {"delete", "delete all"}
         if not (final or self.deletes or perhaps):
             yield "it is lost"

@@ -95,7 +95,9 @@ class Writer:
         self.board = board
         self.history = history
         self.dice = random.Random(number)
-        self.sent = 0
+        self.sent = self.pushes = self.repeated = 0
+        # What was created with a key, and the ids.
+        self.keyed: list[tuple[Task, int]] = []
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -105,6 +107,8 @@ class Writer:
                 self.create()
             elif chance > 0.98:
                 self.change_all()
+            elif chance > 0.7:
+                self.push()
             elif chance < 0.4 or count >= MANY:
                 self.change("delete", *known, "DELETE")
             elif chance < 0.6:
@@ -135,6 +139,8 @@ class Writer:
                 write.outcome, write.ended = "done", time.monotonic()
                 write.result, write.task_id = answer.json(), answer.json()["id"]
                 self.board.note_task(write.result, answer.headers["ETag"])
+                if headers:
+                    self.keyed.append((fields, write.task_id))
                 return
 
     def change_all(self) -> None:
@@ -146,6 +152,83 @@ class Writer:
         answer = ask(self.user, method, f"{self.user.tasks}?status=complete", json=body)
         if answer is not None:
             write.outcome, write.ended = "done", time.monotonic()
+
+    def push(self) -> None:
+        """Creates, changes and deletions in one push, sent again as a whole until it is answered.
+
+        One of the creates was answered before: its task is not made again, whatever became of it.
+        """
+        started = time.monotonic()
+        sent: dict[str | int, tuple[Write, Task]] = {}  # by key or id: each once in a push
+        for _ in range(self.dice.randint(0, 2)):
+            fields = {"title": self.new_text()}
+            key = fields["title"]
+            sent[key] = Write("create", started, fields), fields | {"key": key}
+        for fields, task_id in self.dice.sample(self.keyed, min(1, len(self.keyed))):
+            key = fields["title"]
+            sent[key] = Write("repeat", started, fields, task_id), fields | {"key": key}
+        for _ in range(self.dice.randint(1, 4)):
+            _, known = self.board.pick(self.dice)
+            if known is None:
+                continue
+            task, kind = known[0], self.dice.choice(["update", "update", "delete"])
+            fields = {"title": self.new_text()} if kind == "update" else {}
+            entry = fields | {"id": task["id"], "updated_at": task["updated_at"]}
+            write = Write(kind, started, fields, task["id"], task)
+            if kind == "delete" and self.dice.random() < 0.4:
+                del entry["updated_at"]
+                write.base = None
+            sent[task["id"]] = write, entry
+        changes = [change for change in sent.values() if change[0].kind != "delete"]
+        deletions = [change for change in sent.values() if change[0].kind == "delete"]
+        self.history.writes += [write for write, _ in changes + deletions]
+        body = {"tasks": [e for _, e in changes], "deleted": [e for _, e in deletions]}
+        self.pushes += 1
+        for attempt in range(1000 if sent else 0):
+            answer = ask(self.user, "POST", f"{self.user.tasks}/changes", json=body)
+            if answer is not None:
+                self.repeated += attempt > 0
+                results = answer.json()["tasks"] + answer.json()["deleted"]
+                ended = time.monotonic()
+                for (write, _), result in zip(changes + deletions, results, strict=True):
+                    write.ended = ended
+                    self.note_result(write, result, first=attempt == 0)
+                return
+
+    def note_result(self, write: Write, result: Task, *, first: bool) -> None:
+        """What an entry of a push was answered, at the first attempt or at a later one.
+
+        At a later one, what was done by an earlier one and then changed or deleted by others looks
+        like a refusal, and what they deleted like the writer's own deletion: that stays unknown.
+        """
+        match write.kind, result["status"]:
+            case "repeat", 201:
+                assert result["replayed"] and result["task"]["id"] == write.task_id, result
+                write.outcome = "there"
+            case "repeat", 410:
+                write.outcome = "absent"
+            case "create", 201:
+                write.outcome, write.result = "done", result["task"]
+                write.task_id = write.result["id"]
+                self.keyed.append((write.fields, write.task_id))
+            case "update", 200:
+                write.outcome, write.result = "done", result["task"]
+            case "update", 412 if result["task"]["title"] == write.fields["title"]:
+                assert not first, result
+                write.outcome = "done"  # and perhaps another change after it
+            case "update" | "delete", 412:
+                write.outcome = "refused" if first or write.kind == "delete" else "unknown"
+            case "update" | "delete", 404:
+                write.outcome = "absent" if first else "unknown"
+            case "delete", 204:
+                write.outcome = "done"
+            case _:
+                raise AssertionError(f"{write} was answered {result}")
+        task = result.get("task")
+        if task is not None:
+            self.board.note_task(task, f'"{task["updated_at"]}"')
+        else:
+            self.board.note(write.task_id, GONE, None)
 
     def change(
         self,
@@ -300,6 +383,8 @@ def test_copies_are_the_list_and_answers_are_a_history_of_registers(
     ]
     measured(
         **history.counts(),
+        pushes=sum(writer.pushes for writer in writers),
+        repeated=sum(writer.repeated for writer in writers),
         pages=sum(copy.pages for copy in copies),
         up_to_date=sum(copy.completed for copy in copies),
         faults=len(faults),

@@ -17,10 +17,11 @@ import pytest
 
 from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
 from tests.faults.conftest import Cluster
+from todo_service.web.body import digest_of
 
 pytestmark = pytest.mark.slow
 
-USERS, TASKS = 1_000, 100_000
+USERS, TASKS, KEYS = 1_000, 100_000, 20_000
 
 SEED = """
 INSERT INTO users (id)
@@ -58,6 +59,46 @@ ORDER BY created_at DESC, id DESC
 LIMIT 21
 """
 FIRST_DELETE = "DELETE FROM tasks WHERE user_id = %s AND id = %s RETURNING id"
+
+# The keys of some tasks, and what else stood in their columns in 0.2.0.
+SECOND_SEED = """
+UPDATE tasks
+SET idempotency_key = 'key-' || id,
+    idempotency_digest = sha256(convert_to(
+        '[["description",null],["status","incomplete"],["title","' || title || '"]]', 'UTF8'
+    ))
+WHERE id <= %s;
+"""
+SECOND_CREATE = """
+WITH owner AS (
+    INSERT INTO users AS known (id, changed_at)
+    VALUES (%s, now())
+    ON CONFLICT (id) DO UPDATE
+        SET changed_at = greatest(
+            excluded.changed_at,
+            (known.changed_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC'
+        )
+    RETURNING changed_at
+)
+INSERT INTO tasks (
+    user_id, title, description, status, created_at, updated_at, idempotency_key, idempotency_digest
+)
+SELECT %s, %s, %s, %s, changed_at, changed_at, %s, %s
+FROM owner
+ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
+    DO UPDATE SET idempotency_replays = tasks.idempotency_replays + 1
+    WHERE tasks.idempotency_digest = excluded.idempotency_digest
+RETURNING id, user_id, title, description, status, created_at, updated_at, idempotency_replays
+"""
+UNKNOWN_KEYS = """
+SELECT count(*)
+FROM tasks
+LEFT JOIN idempotency_keys AS known
+    ON (known.user_id, key, task_id, digest, known.created_at)
+        = (tasks.user_id, idempotency_key, id, idempotency_digest, tasks.created_at)
+WHERE idempotency_key IS NOT NULL
+    AND key IS NULL
+"""
 
 
 def init_db(url: str) -> None:
@@ -138,6 +179,20 @@ def first_release(url: str, number: int) -> Iterator[None]:
             yield
 
 
+def second_release(url: str, number: int) -> Iterator[None]:
+    """Creates with keys, each sent twice, as 0.2.0 sends them."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for sequence, owner in enumerate(cycle(range(number, USERS, 4))):
+            user, key = f"user-{owner}", f"load-{number}-{sequence}"
+            digest = digest_of({"title": key, "description": None, "status": "incomplete"})
+            parameters = (user, user, key, None, "incomplete", key, digest)
+            first = connection.execute(SECOND_CREATE, parameters, prepare=True).fetchone()
+            yield
+            again = connection.execute(SECOND_CREATE, parameters, prepare=True).fetchone()
+            assert (first[-1], again) == (0, (*first[:-1], 1))
+            yield
+
+
 def this_release(server: Server, number: int) -> Iterator[None]:
     """The same client of this release, over HTTP."""
     for owner in cycle(range(number, USERS, 4)):
@@ -169,6 +224,43 @@ def test_the_first_release_goes_on_while_its_tables_are_changed(
     measured(statements=len(seconds), slowest=f"{max(seconds):.3f} s")
     assert max(seconds) < 1
     assert cluster.query("SELECT count(*) FROM users WHERE changed_at IS NULL") == [(0,)]
+
+
+def test_keys_of_the_second_release_are_known_after_an_upgrade_under_load(
+    cluster: Cluster, serve: Callable[..., Server], measured: Callable[..., None]
+) -> None:
+    with psycopg.connect(cluster.url) as connection:
+        connection.execute("DROP TABLE idempotency_keys, deleted_tasks, tasks, users")
+        connection.execute((ROOT / "tests" / "schema-0.2.0.sql").read_bytes())
+        psycopg.ClientCursor(connection).execute(SEED, (USERS, USERS, TASKS))
+        psycopg.ClientCursor(connection).execute(SECOND_SEED, (KEYS,))
+
+    with at_work(*(second_release(cluster.url, number) for number in range(4))) as seconds:
+        do_more(seconds)
+        init_db(cluster.url)
+        do_more(seconds)
+
+    measured(statements=len(seconds), slowest=f"{max(seconds):.3f} s")
+    assert max(seconds) < 1
+    assert cluster.query(f"{UNKNOWN_KEYS} AND starts_with(title, 'Task ')") == [(0,)]
+    assert cluster.query(UNKNOWN_KEYS) != [(0,)]
+    # The last worker of 0.2.0 has stopped.
+    init_db(cluster.url)
+    assert cluster.query(UNKNOWN_KEYS) == [(0,)]
+    server = serve()
+    server.wait("/ready")
+    for title in ("Task 1", "Task 20000", "load-0-0"):
+        ((owner, key, task_id),) = cluster.query(
+            "SELECT user_id, idempotency_key, id FROM tasks WHERE title = %s", title
+        )
+        with User(server.url, owner) as user:
+            headers = {"Idempotency-Key": key}
+            answer = user.post(user.tasks, json={"title": title}, headers=headers)
+            assert (answer.status_code, answer.json()["id"]) == (201, task_id)
+            assert answer.headers["Idempotency-Replayed"] == "true"
+            user.delete(user.path(answer.json()))
+            answer = user.post(user.tasks, json={"title": title}, headers=headers)
+            assert answer.status_code == 410
 
 
 def test_this_release_goes_on_while_a_missing_index_is_built_and_where_nothing_is_missing(
