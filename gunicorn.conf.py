@@ -33,7 +33,7 @@ M_MMAP_THRESHOLD = -3
 with suppress(AttributeError):  # another C library than glibc
     # The memory of bodies and answers goes back to the system. By itself, glibc raises this limit
     # with the first large one, and keeps all that is below it.
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 * 1024)
 
 
 class ServiceLogger(Statsd):

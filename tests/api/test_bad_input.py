@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 
 import httpx
 import pytest
+from flask import Flask
+from marshmallow import ValidationError
 
 from tests.conftest import User
+from todo_service.schemas import MAX_PUSH, describe
+from todo_service.web.body import read_body
 
 JSON = {"Content-Type": "application/json"}
 NOT_AN_OBJECT = "Request body must be a JSON object"
@@ -366,3 +371,49 @@ def test_an_error_is_json_with_a_request_id_and_is_not_stored(alice: User) -> No
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["X-Request-ID"]
         assert list(answer.json()) == ["error"]
+
+
+def of_one_mib(start: bytes, item: bytes, end: bytes) -> bytes:
+    count = (MAX_PUSH - len(start) - len(end) - 10) // len(item)
+    return start + item * count + end
+
+
+SEND = "Send 1 to 100 changes"
+MANY_VALUES = {
+    "empty arrays": (of_one_mib(b'{"tasks":[', b"[],", b"0]}"), SEND),
+    "numbers": (of_one_mib(b'{"tasks":[', b"0,", b"0]}"), SEND),
+    "names": (of_one_mib(b"{", b'"a":0,', b'"a":0}'), SEND),
+    "an array": (of_one_mib(b"[", b"0,", b"0]"), "Request body must be a JSON object"),
+    "nesting": (of_one_mib(b'{"a":', b'{"":', b""), SEND),
+}
+
+
+def read(app: Flask, body: bytes) -> tuple[str | None, float]:
+    """Why a body is refused, and the seconds of CPU that it took."""
+    with app.test_request_context(method="POST", data=body, content_type="application/json"):
+        started = time.process_time()
+        try:
+            read_body(limit=MAX_PUSH)
+        except ValidationError as error:
+            return describe(error), time.process_time() - started
+        return None, time.process_time() - started
+
+
+@pytest.mark.parametrize("kind", MANY_VALUES)
+def test_many_values_are_refused_before_they_are_decoded(app: Flask, kind: str) -> None:
+    body, message = MANY_VALUES[kind]
+    white_space = of_one_mib(b"{", b" ", b"}")
+
+    refused = [read(app, body) for _ in range(5)]
+    plain = [read(app, white_space) for _ in range(5)]
+
+    assert {reason for reason, _ in refused} == {message}
+    # To decode them would take thirty times as long as white space.
+    assert min(seconds for _, seconds in refused) < 15 * min(seconds for _, seconds in plain)
+
+
+@pytest.mark.parametrize("text", [b",[{", b'\\",', b"\\\\,", "\U0001f600,".encode()])
+def test_what_is_in_texts_does_not_count_as_values(app: Flask, text: bytes) -> None:
+    body = of_one_mib(b'{"tasks":[{"title":"', text, b'"}]}')
+
+    assert read(app, body)[0] is None

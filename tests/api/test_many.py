@@ -50,6 +50,60 @@ def test_all_tasks_of_a_status_are_deleted_at_once(alice: User, bob: User) -> No
     assert alice.delete(f"{alice.tasks}?status=complete").json() == {"deleted": 0, "more": False}
 
 
+@pytest.fixture
+def crowded(alice: User, connection: psycopg.Connection) -> list[int]:
+    """The ids of alice's 20,001 tasks, the oldest first; the ids do not follow the age."""
+    connection.execute("INSERT INTO users (id) VALUES (%s)", (alice.id,))
+    rows = connection.execute(
+        "INSERT INTO tasks (user_id, title, created_at)"
+        " SELECT %s, 'x', now() - n * interval '1 second' FROM generate_series(1, 20001) AS n"
+        " RETURNING id",
+        (alice.id,),
+    )
+    return [task_id for (task_id,) in rows][::-1]
+
+
+def ids(alice: User, query: str) -> list[int]:
+    return [task["id"] for task in alice.get(alice.tasks + query).json()][::-1]
+
+
+def test_ten_thousand_are_changed_in_a_request_the_oldest_first(
+    alice: User, crowded: list[int]
+) -> None:
+    def patch() -> dict[str, object]:
+        return alice.patch(f"{alice.tasks}?status=incomplete", json={"status": "complete"}).json()
+
+    assert patch() == {"updated": 10_000, "more": True}
+    assert ids(alice, "?status=complete") == crowded[:10_000]
+    assert patch() == {"updated": 10_000, "more": True}
+    assert patch() == {"updated": 1, "more": False}
+    assert ids(alice, "?status=complete") == crowded
+    assert patch() == {"updated": 0, "more": False}
+
+
+def test_ten_thousand_are_deleted_in_a_request_the_oldest_first(
+    alice: User, crowded: list[int]
+) -> None:
+    path = f"{alice.tasks}?status=incomplete"
+
+    assert alice.delete(path).json() == {"deleted": 10_000, "more": True}
+    assert ids(alice, "") == crowded[10_000:]
+    alice.delete(alice.path({"id": crowded[-1]}))
+    # Exactly ten thousand are left.
+    assert alice.delete(path).json() == {"deleted": 10_000, "more": False}
+    assert ids(alice, "") == []
+
+
+def test_tasks_that_have_the_new_status_already_are_left_alone(alice: User) -> None:
+    task, tag = alice.create(), alice.get(alice.tasks).headers["ETag"]
+
+    answer = alice.patch(f"{alice.tasks}?status=incomplete", json={"status": "incomplete"})
+
+    assert answer.json() == {"updated": 0, "more": False}
+    assert alice.get(alice.path(task)).json() == task
+    assert alice.get(alice.tasks).headers["ETag"] == tag
+
+
 def test_deleting_many_forgets_as_many_old_deletions_and_a_hundred_more(
     alice: User, bob: User, connection: psycopg.Connection
 ) -> None:

@@ -49,6 +49,15 @@ def test_a_parameter_that_a_list_does_not_know_or_gets_twice_is_named(
     assert (answer.status_code, json.loads(answer.content)) == (400, {"error": message})
 
 
+def test_of_many_parameters_the_first_twenty_are_looked_at(alice: User) -> None:
+    query = "&" * 50 + "&".join(f"x{number:03}" for number in range(1000))
+
+    answer = alice.get(f"{alice.tasks}?{query}")
+
+    named = "; ".join(f"Unknown parameter: x{number:03}" for number in range(20))
+    assert (answer.status_code, answer.json()) == (400, {"error": named})
+
+
 @pytest.mark.parametrize("query", ["", "&", "&&status=complete&", "limit=5"])
 def test_a_query_without_a_fault_is_answered(alice: User, query: str) -> None:
     task = alice.create(status="complete")

@@ -64,6 +64,29 @@ def test_what_is_not_http_gets_a_json_error(alice: User, request_head: bytes) ->
     assert re.fullmatch(r"\{\"error\":\"[A-Z][A-Za-z0-9, -]+\"\}", body.decode())
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [b" HTTP/1.1\r\n\r\n", b" HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n", b" HTTP/9.9\r\n\r\n"],
+)
+def test_a_head_request_that_is_refused_has_no_body(alice: User, rest: bytes) -> None:
+    address = (alice.base_url.host, alice.base_url.port)
+    with socket.create_connection(address, 10) as connection:
+        connection.sendall(b"HEAD /health" + rest)
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert re.search(rb"\r\nContent-Length: [1-9]", answer)
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_an_absolute_form_without_a_path_is_the_index(alice: User) -> None:
+    status, _, body = send(alice, b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert (status, json.loads(body)["name"]) == (200, "todo-service")
+
+
 def test_http_1_0_needs_no_host(alice: User) -> None:
     status, headers, _ = send(alice, b"GET /health HTTP/1.0\r\n\r\n")
 

@@ -89,12 +89,16 @@ def cluster() -> Iterator[Cluster]:
 
 
 def serving(database_url: str, folder: Path) -> Iterator[Callable[..., Server]]:
-    """Start gunicorn with two workers on the database; variables can be added."""
+    """Start gunicorn with two workers on the database; variables can be added.
+
+    With another command, if that is given.
+    """
     servers: list[Server] = []
 
-    def start(**environ: str) -> Server:
+    def start(*command: str, **environ: str) -> Server:
         defaults = {"DATABASE_URL": database_url, "JWT_SECRET": SECRET, "WEB_CONCURRENCY": "2"}
-        servers.append(Server(folder / "log", **defaults | environ))
+        options = {"command": command} if command else {}
+        servers.append(Server(folder / "log", **options, **defaults | environ))
         return servers[-1]
 
     yield start

@@ -53,7 +53,7 @@ PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE
 PATIENCE = 15.0  # seconds for a head, for each full PIECE, and for a body that nobody reads
 MAX_HELD = 32 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
 SMALL = 16 * 1024  # bytes of a body or an answer that nobody is hung up on for
-TURN = 0.010  # seconds that a connection may go on while others wait
+TURN = 0.010  # seconds in which a connection may go on while others wait
 LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still send a request
 
 
@@ -82,6 +82,9 @@ class Worker(GeventWorker):
             # Else the kernel buffers up to 4 MB per client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
+        # In a turn of the loop, which is long where there are many clients: with one, as gunicorn
+        # sets it, a burst would wait for many turns. The rest is for the other workers.
+        server.max_accept = 16
         self.servers.append(server)
         return server
 
@@ -91,10 +94,6 @@ class Worker(GeventWorker):
 
     def handle(self, pool: Pool, sock: Any, addr: Any) -> None:
         client = Client(sock, self, pool)
-        # Few in a turn of the loop: the rest of a burst is for the other workers. But more where
-        # there are many clients, and turns are long: the next ones must not wait for many turns.
-        for server in self.servers:
-            server.max_accept = 1 + len(pool) // 10
         if pool.free_count() <= pool.size // 10:
             self.make_room()
         # gunicorn asks the listener for its address only, and it may be closed by then.
@@ -159,7 +158,7 @@ class Client:
         self.sock = sock
         self.worker = worker
         self.pool = pool
-        self.polled = self.turn_began = 0.0
+        self.turn = 0.0  # of the loop, in which it last sent or received
         self.blocked = False  # whether it is the client that we wait for
         self.late = False  # the client did not send in time
         self.cut = False  # nothing more is read or sent
@@ -189,7 +188,8 @@ class Client:
                 raise LimitRequestHeaders("too large")
         elif self.stage is Stage.ANSWER:  # that was "100 Continue"
             self.begin(Stage.BODY)
-        data: bytes = self.wait(self.sock.recv, min(size, PIECE))
+        # In small parts: whoever is hung up on gives memory back later in the turn of the loop.
+        data: bytes = self.wait(self.sock.recv, min(size, SMALL))
         if self.stage is Stage.HEAD:
             if self.passed == 0:
                 self.wants_no_body = data.startswith(b"HEAD ")
@@ -234,22 +234,25 @@ class Client:
         self.worker.held += size - self.held
         self.held = size
         if size > SMALL:
-            while self.worker.held > MAX_HELD and self.worker.make_room(SMALL):
-                gevent.sleep(0)  # until its memory is free
+            room = True
+            while room and self.worker.held > MAX_HELD:
+                room = self.worker.make_room(SMALL)
 
     def wait(self, call: Callable[[Any], Any], argument: Any) -> Any:
         """Send or receive, for as long as there is patience left."""
+        self.blocked = True
         # gevent switches only where a call would block, and a client can keep that from happening.
-        polled = gevent.get_hub().loop.now()
-        if self.polled != polled:
-            self.polled, self.turn_began = polled, time.monotonic()
-        elif time.monotonic() - self.turn_began > TURN:
+        # Each may go on once in a turn of the loop, and more often only while the turn is short.
+        turn = gevent.get_hub().loop.now()
+        if self.turn != turn:
+            self.turn = turn
+        elif time.time() - turn > TURN:
             gevent.sleep(0.001)  # not 0, which does not look at the sockets of the others
         if self.cut or self.patience <= 0:
             self.late = True
             raise NoMoreData
         self.sock.settimeout(self.patience)
-        self.blocked, began = True, time.monotonic()
+        began = time.monotonic()
         try:
             return call(argument)
         except TimeoutError:
