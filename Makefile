@@ -1,12 +1,13 @@
 # From a bare checkout, with Python 3.11 or newer and make: `make run`; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
-# The browser, the pooler, the proxies and the library for made-up host names that the tests use.
+# The browser, the pooler, the proxies, jq and the library for made-up host names that the tests use.
 # Where there is no apt-get, name them: CHROMIUM=... PGBOUNCER=... make test
 export CHROMIUM ?= /usr/bin/chromium
 export PGBOUNCER ?= /usr/sbin/pgbouncer
 export NGINX ?= /usr/sbin/nginx
 export HAPROXY ?= /usr/sbin/haproxy
+JQ ?= /usr/bin/jq
 export APACHE ?= /usr/sbin/apache2
 export NSS_WRAPPER ?= /usr/lib/$(shell uname -m)-linux-gnu/libnss_wrapper.so
 
@@ -44,7 +45,7 @@ export ADDRESS
 check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
 	$(BIN)/pytest -q -m "not slow"
 
-test: lint $(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) $(NSS_WRAPPER) ## ruff, mypy and all tests: what CI runs
+test: lint $(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) $(JQ) $(NSS_WRAPPER) ## ruff, mypy and all tests: what CI runs
 	$(BIN)/pytest
 
 lint: .venv/installed ## ruff and mypy alone
@@ -66,8 +67,9 @@ $(PGBOUNCER): package = pgbouncer
 $(NGINX): package = nginx
 $(HAPROXY): package = haproxy
 $(APACHE): package = apache2-bin
+$(JQ): package = jq
 $(NSS_WRAPPER): package = libnss-wrapper
-$(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) $(NSS_WRAPPER):
+$(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) $(JQ) $(NSS_WRAPPER):
 	@test "$$(id -u)" = 0 || sudo=sudo; \
 		$$sudo apt-get update -qq \
 		&& $$sudo env DEBIAN_FRONTEND=noninteractive \

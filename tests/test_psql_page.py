@@ -23,7 +23,11 @@ PSQL = next(SERVER.glob("pginstall*/bin/psql"))
 PAGE = (ROOT / "docs" / "psql.md").read_text()
 QUERIES = dict(re.findall(r"^## ([^\n]+)\n.*?```sql\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 BY_HAND = ["Updating tasks by hand", "Deleting tasks by hand", "Inserting tasks by hand"]
+RETENTION = "Deleting what is old"
 DELETION = "Deleting a user with everything"
+# The embedded PostgreSQL has no extensions.
+EXTENSION = "What the statements cost"
+VACUUM, REINDEX = "Vacuuming more often", "After an upgrade of glibc"
 
 SEED = """
 SET timezone = 'UTC';
@@ -71,7 +75,7 @@ def answers(day: date) -> dict[str, list[list[str]] | None]:
             ["deleted_tasks_pkey"], ["idempotency_keys_created_at_idx"], ["idempotency_keys_pkey"],
             ["tasks_changes_idx"], ["tasks_newest_idx"], ["tasks_pkey"], ["users_pkey"],
         ],
-        "Size and vacuum": [["deleted_tasks"], ["idempotency_keys"], ["tasks"], ["users"]],
+        "Bloat and vacuum": [["deleted_tasks"], ["idempotency_keys"], ["tasks"], ["users"]],
         "Connections, and who waits for whom": None,
     }  # fmt: skip
 
@@ -93,7 +97,7 @@ def psql(conninfo: str, query: str, user: str) -> list[list[str]]:
     """The rows of the answer, without the header; whatever psql complains about fails the test."""
     answer = subprocess.run(
         [PSQL, conninfo, "-X", "-q", "--csv", "-v", "ON_ERROR_STOP=1", "-v", f"user={user}"],
-        input=f"SET timezone = 'UTC';\n{query}",
+        input=f"SET timezone = 'UTC'; SET client_min_messages = 'warning';\n{query}",
         capture_output=True,
         text=True,
         timeout=30,
@@ -103,7 +107,8 @@ def psql(conninfo: str, query: str, user: str) -> list[list[str]]:
 
 
 def test_every_query_on_the_page_is_known_here() -> None:
-    assert list(QUERIES) == [*answers(today()), *BY_HAND, DELETION]
+    known = [*answers(today()), EXTENSION, VACUUM, REINDEX, *BY_HAND, RETENTION, DELETION]
+    assert sorted(QUERIES) == sorted(known)
     assert PAGE.count("```sql") == len(QUERIES)
 
 
@@ -156,6 +161,71 @@ def test_changes_by_hand_reach_clients_that_keep_a_copy(seeded: str, erin: str) 
     assert (last.tasks, last.deleted) == ([], milk)
     assert last.cursor.changed_at == store.get_clock(erin)
     assert last.cursor.changed_at.year == 2100
+
+
+def test_what_is_old_is_deleted_in_the_copies_too(seeded: str, erin: str) -> None:
+    psql(seeded, QUERIES["Inserting tasks by hand"], erin)
+    psql(seeded, QUERIES["Inserting tasks by hand"], erin)
+    with psycopg.connect(seeded) as connection:
+        rows = connection.execute(
+            "SELECT id FROM tasks WHERE user_id = %s ORDER BY id", (erin,)
+        ).fetchall()
+        (old,), (older,), (recent,), (open_,) = rows
+        for task, status, days in (
+            (old, "complete", 367),
+            (older, "complete", 800),
+            (recent, "complete", 364),
+            (open_, "incomplete", 800),
+        ):
+            connection.execute(
+                "UPDATE tasks SET status = %s, updated_at = now() - %s * interval '1 day'"
+                " WHERE user_id = %s AND id = %s",
+                (status, days, erin, task),
+            )
+    copy = store.list_changes(erin, limit=10, after=None)
+    assert len(copy.tasks) == 4
+    others = psql(seeded, "SELECT * FROM tasks WHERE user_id <> :'user' ORDER BY id", erin)
+    clocks = psql(seeded, "SELECT * FROM users WHERE id <> :'user' ORDER BY id", erin)
+
+    assert psql(seeded, QUERIES[RETENTION], erin) == [["2"]]
+    assert psql(seeded, QUERIES[RETENTION], erin) == [["0"]]
+
+    changes = store.list_changes(erin, limit=10, after=copy.cursor)
+    assert (changes.tasks, sorted(changes.deleted)) == ([], [old, older])
+    assert store.get_clock(erin) == changes.cursor.changed_at > copy.cursor.changed_at
+    _, kept = store.list_tasks(erin, limit=10, size=1 << 20)
+    assert sorted(task["id"] for task in kept) == [recent, open_]
+    assert psql(seeded, "SELECT * FROM tasks WHERE user_id <> :'user' ORDER BY id", erin) == others
+    assert psql(seeded, "SELECT * FROM users WHERE id <> :'user' ORDER BY id", erin) == clocks
+
+
+def test_the_settings_of_the_page_are_those_of_the_tables_then(seeded: str) -> None:
+    psql(seeded, QUERIES[VACUUM], "alice")
+
+    with psycopg.connect(seeded) as connection:
+        rows = connection.execute(
+            "SELECT relname, reloptions FROM pg_class"
+            " WHERE relname IN ('users', 'tasks') ORDER BY relname"
+        ).fetchall()
+    sooner = ["autovacuum_vacuum_scale_factor=0.02"]
+    assert rows == [
+        ("tasks", [*sooner, "autovacuum_analyze_scale_factor=0.02"]),
+        ("users", sooner),
+    ]
+
+
+def test_the_page_builds_every_index_again(seeded: str) -> None:
+    indexes = (
+        "SELECT indexrelid::regclass::text, pg_relation_filenode(indexrelid) FROM pg_index"
+        " JOIN pg_class ON pg_class.oid = indrelid WHERE relnamespace = 'public'::regnamespace"
+    )
+    with psycopg.connect(seeded, autocommit=True) as connection:
+        before = dict(connection.execute(indexes).fetchall())
+        psql(seeded, QUERIES[REINDEX], "alice")
+        after = dict(connection.execute(indexes).fetchall())
+
+    assert len(before) == 7
+    assert [name for name in before if after[name] == before[name]] == []
 
 
 def test_the_deletion_takes_one_user_with_all_tasks_and_nobody_else(seeded: str) -> None:
