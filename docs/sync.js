@@ -38,8 +38,8 @@ function settle(copy, change, { status, error, task }) {
   if (!done) return copy.refused.push({ ...both, status, error, task });
   if (change.key) copy.ids.set(change.key, task.id);
   // If the task holds more than was seen here, somebody else changed it: the later change is to be a 412.
-  const updated_at = change.key ? task.created_at : holds(task, seen) ? task.updated_at : change.updated_at;
-  if (later) copy.changes.set(task.id, { id: task.id, updated_at, fields: later.fields });
+  const version = () => change.key ? task.created_at : holds(task, seen) ? task.updated_at : change.updated_at;
+  if (later) copy.changes.set(task.id, { id: task.id, updated_at: version(), fields: later.fields });
 }
 
 export function openCopy({ service, userId, token, onRefused }) {
