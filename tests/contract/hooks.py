@@ -16,7 +16,8 @@ import schemathesis
 
 from tests.conftest import User, sign
 from todo_service.cursors import encode_changes_cursor, encode_list_cursor
-from todo_service.task import ListCursor
+from todo_service.schemas import MAX_CHANGES
+from todo_service.task import ListCursor, parse_time
 
 user = User(os.environ["SCHEMATHESIS_SERVER"], os.environ["SCHEMATHESIS_USER"])
 # Newer than any task, so that the page behind it holds the newest ones.
@@ -77,7 +78,8 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, kwargs: An
 
 
 def complete(push: dict[str, list[dict[str, Any]]]) -> None:
-    """Make a push good in what no schema can say: what an entry needs, and that none is twice."""
+    """Make a push good in what no schema can say, such as what an entry needs, and no id twice."""
+    del push.get("deleted", [])[MAX_CHANGES - len(push.get("tasks", [])) :]
     for number, task in enumerate(push.get("tasks", []), start=1):
         task.setdefault("title", "Buy milk")
         if "id" in task:
@@ -86,6 +88,9 @@ def complete(push: dict[str, list[dict[str, Any]]]) -> None:
             task["key"] = f"key {number} {time.monotonic_ns()}".replace(" ", "-")
     for number, task in enumerate(push.get("deleted", []), start=101):
         task["id"] = number
+    for entry in (*push.get("tasks", []), *push.get("deleted", [])):
+        if "updated_at" in entry and parse_time(entry["updated_at"]) is None:
+            entry["updated_at"] = "2026-11-21T09:30:00.123456Z"
     if not any(push.values()):
         push["deleted"] = [{"id": 101}]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,6 +51,30 @@ def test_a_task_is_created_by_clicking(
     assert complaints == []
     # data: URLs, of which the icons are, have no host.
     assert hosts - {""} == {urlsplit(server).netloc}
+
+
+@pytest.mark.slow
+def test_the_page_says_how_to_get_a_token_keeps_it_and_asks_for_the_user_first(
+    page: Page, server: str, alice: User
+) -> None:
+    page.goto(f"{server}/docs/")
+    page.get_by_role("button", name="Authorize").click()
+    dialog = page.locator(".dialog-ux")
+    expect(dialog).to_contain_text("flask --app wsgi token alice")
+    dialog.locator("input").fill(sign(alice.id))
+    dialog.get_by_role("button", name="Apply credentials").click()
+    expect(dialog.get_by_role("button", name="Remove authorization")).to_be_visible()
+
+    page.reload()
+    operation = page.locator("#operations-Tasks-listTasks")
+    operation.locator(".opblock-summary-control").click()
+    names = operation.locator(".parameters-container").first.locator(".parameter__name")
+    expect(names.first).to_have_text(re.compile("user_id"))
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_placeholder("user_id").fill(alice.id)
+    operation.get_by_role("button", name="Execute").click()
+    answer = operation.locator(".live-responses-table")
+    expect(answer.locator("tbody td.response-col_status")).to_have_text("200")
 
 
 def test_the_page_runs_no_script_but_its_own_files(server: str) -> None:

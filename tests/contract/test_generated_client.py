@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import User, sign
@@ -83,6 +84,38 @@ def test_a_generated_client_creates_lists_completes_deletes_and_follows_a_task(
 
         later = changes.sync(alice.id, client=client, limit=10, cursor=first.cursor)
         assert (later.tasks, later.deleted, later.more) == ([], [task.id], False)
+
+
+def test_a_generated_client_turns_pages_and_pushes_what_it_holds(
+    package: str, server: str, alice: User
+) -> None:
+    models = importlib.import_module(f"{package}.models")
+    listing, push, changes = (
+        importlib.import_module(f"{package}.api.tasks.{operation}")
+        for operation in ("list_tasks", "push_changes", "list_changes")
+    )
+
+    with importlib.import_module(package).AuthenticatedClient(server, sign(alice.id)) as client:
+        new = [models.PushedTask(key=f"key-{title}", title=title) for title in ("a", "b", "c")]
+        pushed = push.sync(alice.id, client=client, body=models.Push(tasks=new))
+        assert [result.status for result in pushed.tasks] == [201, 201, 201]
+
+        page = listing.sync_detailed(alice.id, client=client, limit=2)
+        link = httpx.URL(page.headers["Link"].split(">")[0].removeprefix("<"))
+        rest = listing.sync(alice.id, client=client, limit=2, cursor=link.params["cursor"])
+        assert [task.title for task in page.parsed + rest] == ["c", "b", "a"]
+
+        # The tasks as they were pulled, one of them edited.
+        a, b, _ = (task.to_dict() for task in changes.sync(alice.id, client=client).tasks)
+        edits = models.Push(
+            tasks=[models.PushedTask.from_dict(a | {"title": "A"})],
+            deleted=[models.PushedDeletion.from_dict(b)],
+        )
+        done = push.sync(alice.id, client=client, body=edits)
+        assert (done.tasks[0].status, done.tasks[0].task.title) == (200, "A")
+        assert done.deleted[0].status == 204
+        again = push.sync(alice.id, client=client, body=edits)
+        assert [again.tasks[0].status, again.deleted[0].status] == [412, 404]
 
 
 def test_a_generated_client_completes_and_clears_many_tasks(
