@@ -375,3 +375,22 @@ def test_of_eight_that_push_the_same_changes_one_makes_each(alice: User) -> None
         statuses = [deleted[number]["status"] for _, deleted in answers]
         assert sorted(statuses) == [204] + [404] * 7
     assert len(alice.get(alice.tasks).json()) == 15
+
+
+def test_keys_that_come_again_are_kept_however_old_and_take_no_place_of_others(
+    alice: User, connection: psycopg.Connection
+) -> None:
+    alice.create()
+    connection.execute(
+        "INSERT INTO idempotency_keys (user_id, key, digest, created_at)"
+        " SELECT %s, 'k' || n, '', now() - interval '91 days' + n * interval '1 second'"
+        " FROM generate_series(1, 250) AS n",
+        (alice.id,),
+    )
+    sent = [{"key": f"k{n}", "title": "x"} for n in range(1, 101)]
+
+    tasks, _ = results(alice, sent)
+
+    assert {result["status"] for result in tasks} == {422}
+    kept = connection.execute("SELECT key FROM idempotency_keys WHERE user_id = %s", (alice.id,))
+    assert {key for (key,) in kept} == {entry["key"] for entry in sent}
