@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tests.test_backup_page import Copies
 pytestmark = pytest.mark.slow
 
 MODULE = ROOT / "docs" / "sync.js"
+PAGE = ROOT / "docs" / "sync.md"
 
 OPEN = """async ([service, userId, token]) => {
   const { openCopy } = await import(`${location.origin}/sync.js`);
@@ -286,6 +288,36 @@ def test_what_was_done_offline_is_sent_and_the_other_device_has_it(
     assert titles(assert_equal(user, phone, laptop)) == ["white bread"]
     assert not phone.edit(milk, "x") and not phone.edit("no such task", "x")
     assert phone.refused == laptop.refused == []
+
+
+def test_the_page_shows_how_it_is_used(phone: Device, laptop: Device, user: User) -> None:
+    code = re.findall(r"^```js\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    code = code.replace("http://localhost:8000", phone.network.url).replace("alice", user.id)
+    token = user.headers["Authorization"].removeprefix("Bearer ")
+    phone.page.evaluate(
+        """(token) => {
+          window.authClient = { token: async () => ({ data: { token } }) };
+          window.rendered = [];
+          window.render = (tasks) => rendered.push(tasks);
+        }""",
+        token,
+    )
+
+    phone.page.add_script_tag(type="module", content=code)
+    phone.page.wait_for_function("() => rendered.length > 1")
+
+    offline, synced = phone.page.evaluate("() => rendered")
+    assert synced == user.get(user.tasks).json() == assert_equal(user, laptop)
+    ((before, after),) = zip(offline, synced, strict=True)
+    assert before["key"] and after["id"]
+    for task in (before, after):
+        assert (task["title"], task["description"]) == ("Buy milk", "Two bottles")
+        assert task["status"] == "complete"
+
+
+def test_the_module_is_no_longer_than_the_page_says() -> None:
+    (lines,) = re.findall(r"in (\d+) lines", PAGE.read_text())
+    assert len(MODULE.read_text().splitlines()) <= int(lines)
 
 
 def test_the_first_to_reach_the_server_wins_and_the_other_one_is_told(
