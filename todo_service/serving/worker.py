@@ -51,7 +51,7 @@ from todo_service.serving.unparsed import answer_unparsed
 MAX_HEAD = 32 * 1024  # bytes of a request's head: request line and header fields together
 PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE
 PATIENCE = 15.0  # seconds for a head, for each full PIECE, and for a body that nobody reads
-MAX_HELD = 32 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
+MAX_HELD = 24 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
 SMALL = 16 * 1024  # bytes of a body or an answer that nobody is hung up on for
 TURN = 0.010  # seconds in which a connection may go on while others wait
 LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still send a request
@@ -233,10 +233,11 @@ class Client:
         """Note how much of a body or an answer is in memory. Too much of all goes."""
         self.worker.held += size - self.held
         self.held = size
-        if size > SMALL:
+        if size > SMALL and self.worker.held > MAX_HELD:
             room = True
             while room and self.worker.held > MAX_HELD:
                 room = self.worker.make_room(SMALL)
+            gevent.sleep(0.001)  # those who were hung up on give their memory back meanwhile
 
     def wait(self, call: Callable[[Any], Any], argument: Any) -> Any:
         """Send or receive, for as long as there is patience left."""
