@@ -146,8 +146,10 @@ class Load:
                 thread.join(60)
 
     def _write(self, number: int, stop: threading.Event) -> None:
-        headers = {"Authorization": f"Bearer {sign(self.user_id, exp=int(time.time()) + 600)}"}
-        url = f"{self.server.url}/api/{self.user_id}/tasks"
+        # A user of its own each: the writes of one user take turns on one connection.
+        user_id = f"{self.user_id}-{number}"
+        headers = {"Authorization": f"Bearer {sign(user_id, exp=int(time.time()) + 600)}"}
+        url = f"{self.server.url}/api/{user_id}/tasks"
         with httpx.Client(headers=headers, timeout=30, verify=NO_TLS) as client:
             sequence = 0
             while not stop.is_set():
