@@ -152,7 +152,14 @@ def test_a_python_that_makes_no_environment_is_told_with_what_to_install(checkou
     without = checkout / "ensurepip.py"
     without.write_text("raise ImportError")
 
-    done = subprocess.run(["make", "run"], cwd=checkout, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["make", "run"],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
     assert done.stdout == "python3 cannot make an environment: apt-get install python3-venv\n"
     assert done.stderr.startswith("make: ***") and done.stderr.count("\n") == 1

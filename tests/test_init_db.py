@@ -182,4 +182,4 @@ def test_what_somebody_added_to_our_tables_does_no_harm(new_database: Callable[.
 
 
 def test_every_table_is_among_those_whose_rights_are_looked_at() -> None:
-    assert set(re.findall(r"\('(\w+)'", store.MISSING_RIGHTS.decode())) >= set(migrate.TABLES)
+    assert set(re.findall(r"\('(\w+)'", store.MISSING_RIGHTS)) >= set(migrate.TABLES)

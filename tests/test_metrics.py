@@ -1,4 +1,4 @@
-"""What the log and statsd tell: the commands of docs/deploy.md, LOG_FORMAT=json, --statsd-host."""
+"""What the log, statsd and traces tell, by what docs/deploy.md says of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import json
 import re
 import socket
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from tests.conftest import ROOT, SECRET, Server, User
 
 pytestmark = pytest.mark.slow
 
-_, _, METRICS = (ROOT / "docs" / "deploy.md").read_text().partition("\n## Metrics\n")
+PAGE = (ROOT / "docs" / "deploy.md").read_text()
+_, _, METRICS = PAGE.partition("\n## Metrics\n")
 METRICS, _, _ = METRICS.partition("\n## ")
+(TRACED,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", METRICS, re.MULTILINE | re.DOTALL)
 AWK = [command for command in COMMANDS if command.startswith("awk")]
 JQ = [command for command in COMMANDS if command.startswith("jq")]
@@ -64,10 +70,11 @@ def output(command: str, folder: Path) -> set[str]:
     return {re.sub(r"\.0\b", "", line.strip()) for line in lines}
 
 
-def serve(database_url: str, folder: Path, **environ: str) -> str:
+def serve(database_url: str, folder: Path, app: str = "wsgi:app", **environ: str) -> str:
     """The log of a gunicorn that answered three requests, of which one is no HTTP."""
     log = folder / "log"
-    server = Server(log, DATABASE_URL=database_url, JWT_SECRET=SECRET, **environ)
+    command = Path(sys.executable).parent / "gunicorn", app
+    server = Server(log, command, DATABASE_URL=database_url, JWT_SECRET=SECRET, **environ)
     server.wait("/ready")
     with User(server.url, "4 2") as user:
         user.headers["X-Request-ID"] = "42"
@@ -119,3 +126,40 @@ def test_as_json_each_line_of_the_log_is_an_object_with_the_same_fields(
     booting = [line for line in lines if line.get("message", "").startswith("Booting worker")]
     assert [list(line) for line in booting] == [["time", "level", "logger", "pid", "message"]] * 2
     assert all(isinstance(line["pid"], int) for line in booting)
+
+
+def test_requests_and_statements_are_spans_and_a_stop_leaves_no_traceback(
+    database_url: str, tmp_path: Path
+) -> None:
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+    (tmp_path / "traced.py").write_text(TRACED)
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever).start()
+        log = serve(
+            database_url,
+            tmp_path,
+            "traced:app",
+            PYTHONPATH=str(tmp_path),
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}",
+        )
+        collector.shutdown()
+
+    spans = [
+        span
+        for data in received
+        for resource in TracesData.FromString(data).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    (request,) = [span for span in spans if span.name.startswith("POST /api/<user_id")]
+    (create,) = [span for span in spans if span.name == "--create_task"]
+    assert create.parent_span_id == request.span_id
+    assert "4 2" not in str(create)
+    assert "Traceback" not in log

@@ -48,22 +48,23 @@ MAX_WAITING = 32
 _poll = get_original("select", "poll")
 
 
-def statement(name: str) -> bytes:
-    """The SQL of sql/queries/<name>.sql, read when the module that needs it is imported.
+def statement(name: str, folder: str = "queries") -> str:
+    """The SQL of sql/<folder>/<name>.sql, read when the module that needs it is imported.
 
     Its name takes the place of its comments, so that pg_stat_activity, which cuts a statement off
-    after 1,023 bytes, shows both the name and the SQL.
+    after 1,023 bytes, shows both the name and the SQL. OpenTelemetry names a span after the first
+    word, up to a space.
     """
-    with (SQL / "queries" / f"{name}.sql").open() as lines:
+    with (SQL / folder / f"{name}.sql").open() as lines:
         code = "".join(line for line in lines if not line.startswith("--"))
     verb, rest = code.split(maxsplit=1)
     # Once more behind the first word: from PostgreSQL 18 on, pg_stat_statements drops what comes
     # before that.
-    return f"-- {name}\n{verb} -- {name}\n{rest}".encode()
+    return f"--{name}\n{verb} --{name}\n{rest}"
 
 
 def run(
-    query: bytes,
+    query: str,
     parameters: Sequence[object],
     *,
     limit: float | None = None,
@@ -79,7 +80,7 @@ def run(
         return database.run(query, parameters, limit=limit, retry=retry)
 
 
-def check(query: bytes, parameters: Sequence[object], *, limit: float) -> list[TupleRow]:
+def check(query: str, parameters: Sequence[object], *, limit: float) -> list[TupleRow]:
     """Run a statement to see whether the database is there.
 
     If all connections are busy, it is if it answers on one of them meanwhile; there are no rows
@@ -245,7 +246,7 @@ class Database:
 
     def run(
         self,
-        query: bytes,
+        query: str,
         parameters: Sequence[object],
         *,
         limit: float | None = None,
@@ -288,7 +289,7 @@ class Database:
             self.pool.drain()
 
     def _run(
-        self, query: bytes, parameters: Sequence[object], limit: float | None
+        self, query: str, parameters: Sequence[object], limit: float | None
     ) -> list[TupleRow]:
         if self.pool.closed:
             self.open()

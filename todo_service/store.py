@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 from psycopg.types.json import Json
 
-from todo_service.database import CHECK_LIMIT, SQL, check, run, statement
+from todo_service.database import CHECK_LIMIT, check, run, statement
 from todo_service.task import ANY_VERSION, ChangesCursor, ListCursor, Result, Task, Versions
 
 
@@ -55,7 +55,7 @@ _PUSH = statement("push_changes")
 _UPDATE = statement("update_task")
 _UPDATE_MANY = statement("update_tasks")
 
-MISSING_RIGHTS = (SQL / "doctor" / "missing_rights.sql").read_bytes()
+MISSING_RIGHTS = statement("missing_rights", "doctor")
 
 
 def list_tasks(

@@ -247,7 +247,7 @@ class Client:
         turn = gevent.get_hub().loop.now()
         if self.turn != turn:
             self.turn = turn
-        elif time.time() - turn > TURN:
+        elif not self.cut and time.time() - turn > TURN:
             gevent.sleep(0.001)  # not 0, which does not look at the sockets of the others
         if self.cut or self.patience <= 0:
             self.late = True
