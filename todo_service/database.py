@@ -288,9 +288,7 @@ class Database:
             self._renewed = now
             self.pool.drain()
 
-    def _run(
-        self, query: str, parameters: Sequence[object], limit: float | None
-    ) -> list[TupleRow]:
+    def _run(self, query: str, parameters: Sequence[object], limit: float | None) -> list[TupleRow]:
         if self.pool.closed:
             self.open()
         asked = time.perf_counter()

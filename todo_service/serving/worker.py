@@ -11,6 +11,7 @@ handle_request  test_a_worker_that_has_served_its_number_does_not_wait_for_idle_
 handle_error    test_what_is_not_http_gets_a_json_error
 handle_exit     test_a_stop_does_not_wait_for_clients_that_do_nothing
 drain           test_who_was_connected_when_the_stop_began_is_answered
+accept          test_slow_clients_are_served_beside_many_others
 make_room       test_readers_who_take_nothing_shut_nobody_out
 begin           test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
 hang_up         test_a_request_that_comes_while_the_worker_hangs_up_is_answered
@@ -54,6 +55,7 @@ PATIENCE = 15.0  # seconds for a head, for each full PIECE, and for a body that 
 MAX_HELD = 24 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
 SMALL = 16 * 1024  # bytes of a body or an answer that nobody is hung up on for
 TURN = 0.010  # seconds in which a connection may go on while others wait
+LEAVE = 0.100  # seconds, times the share of places taken beyond half, for the other workers
 LINGER = 2.0  # seconds, during a stop, in which a kept-alive client may still send a request
 
 
@@ -75,6 +77,7 @@ class Worker(GeventWorker):
         # All clients, in the order in which each began what it is at.
         self.clients: dict[Client, None] = {}
         self.held = 0  # bytes of all their unfinished bodies and answers
+        self.leaving = 0  # how many of these belong to clients that were hung up on
 
     def server_class(self, listener: Any, *, spawn: Pool, **_: Any) -> StreamServer:
         """What gunicorn would make itself, kept in `servers` so that `drain` can close it."""
@@ -83,7 +86,7 @@ class Worker(GeventWorker):
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
         # In a turn of the loop, which is long where there are many clients: with one, as gunicorn
-        # sets it, a burst would wait for many turns. The rest is for the other workers.
+        # sets it, a burst would wait for many turns.
         server.max_accept = 16
         self.servers.append(server)
         return server
@@ -94,10 +97,20 @@ class Worker(GeventWorker):
 
     def handle(self, pool: Pool, sock: Any, addr: Any) -> None:
         client = Client(sock, self, pool)
-        if pool.free_count() <= pool.size // 10:
+        free = pool.free_count() / pool.size
+        if free <= 0.1:
             self.make_room()
+        elif free < 0.5 and self.cfg.workers > 1:
+            for server in self.servers:
+                server.stop_accepting()
+                gevent.spawn_later((0.5 - free) * LEAVE, self.accept, server)
         # gunicorn asks the listener for its address only, and it may be closed by then.
         super().handle(sock, client, addr)
+
+    def accept(self, server: StreamServer) -> None:
+        """Go on, after the workers with more room had the first try."""
+        if server.started:
+            server.start_accepting()
 
     def make_room(self, larger_than: int = -1) -> bool:
         """Hang up on whoever has kept the worker waiting longest, if there is anybody.
@@ -222,7 +235,7 @@ class Client:
                 if self.passed >= PIECE:
                     self.begin(Stage.ANSWER)
         except NoMoreData:
-            self.cut = True
+            self.hang_up()
             raise
         finally:
             self.hold(0)
@@ -232,12 +245,17 @@ class Client:
     def hold(self, size: int) -> None:
         """Note how much of a body or an answer is in memory. Too much of all goes."""
         self.worker.held += size - self.held
+        if self.cut:
+            self.worker.leaving += size - self.held
         self.held = size
-        if size > SMALL and self.worker.held > MAX_HELD:
-            room = True
-            while room and self.worker.held > MAX_HELD:
-                room = self.worker.make_room(SMALL)
-            gevent.sleep(0.001)  # those who were hung up on give their memory back meanwhile
+        if size <= SMALL:
+            return
+        self.blocked = True  # it may have to go itself
+        while self.worker.held - self.worker.leaving > MAX_HELD and self.worker.make_room(SMALL):
+            pass
+        while self.worker.leaving and not self.cut:  # until they have given their memory back
+            gevent.sleep(0.02)
+        self.blocked = False
 
     def wait(self, call: Callable[[Any], Any], argument: Any) -> Any:
         """Send or receive, for as long as there is patience left."""
@@ -270,8 +288,9 @@ class Client:
     def hang_up(self) -> None:
         """A request that is on its way is still answered; one under way is given up."""
         self.blocked = False
-        self.hold(0)
-        self.cut = self.stage is not Stage.HEAD
+        if self.stage is not Stage.HEAD and not self.cut:
+            self.cut = True
+            self.worker.leaving += self.held
         with suppress(OSError):  # the client was faster
             self.sock.shutdown(SHUT_RDWR if self.cut else SHUT_RD)
 
