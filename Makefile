@@ -1,6 +1,7 @@
 # From a bare checkout, with Python 3.11 or newer and make: `make run`; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # The browser, the pooler, the proxies, jq and the library for made-up host names that the tests use.
 # Where there is no apt-get, name them: CHROMIUM=... PGBOUNCER=... make test
 export CHROMIUM ?= /usr/bin/chromium
@@ -43,10 +44,10 @@ endef
 export ADDRESS
 
 check: lint ## ruff, mypy and the fast tests, in under a minute: while you edit
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -q -m "not slow"
 
 test: lint $(CHROMIUM) $(PGBOUNCER) $(NGINX) $(HAPROXY) $(APACHE) $(JQ) $(NSS_WRAPPER) ## ruff, mypy and all tests: what CI runs
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: .venv/installed ## ruff and mypy alone
 	$(BIN)/ruff check .

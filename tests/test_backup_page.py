@@ -21,6 +21,8 @@ from todo_service import embedded, store
 from todo_service.ops import restored
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "backup.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 

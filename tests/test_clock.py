@@ -212,6 +212,7 @@ def test_a_change_is_never_found_before_one_that_was_seen(
     assert len(changes.tasks) + len(changes.deleted) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", WRITES)
 @pytest.mark.parametrize("second", WRITES)
 def test_writes_of_one_user_commit_in_the_order_of_their_stamps(

@@ -277,6 +277,7 @@ def test_a_clock_starts_no_earlier_than_the_newest_change_and_is_then_left_alone
         assert connection.execute(clocks).fetchall() == started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["empty_database", "released"])
 def test_the_schema_can_be_applied_by_several_at_once_and_again(
     database: str, request: pytest.FixtureRequest
@@ -382,6 +383,7 @@ def test_an_upgrade_that_never_gets_its_lock_says_so(
     assert describe(released) == before
 
 
+@pytest.mark.slow
 def test_a_schema_that_fails_leaves_nothing_behind(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as connection:
         # A type with the name of the last table: the statements before that succeed.

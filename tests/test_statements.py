@@ -211,6 +211,7 @@ def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
         connection.execute("DELETE FROM users WHERE starts_with(id, %s)", (user,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STATEMENTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
 def test_no_statement_scans_the_table(

@@ -171,6 +171,7 @@ def change_at_one_instant(
     return set(row[0]), set(row[1])
 
 
+@pytest.mark.slow
 def test_hundreds_of_changes_of_one_instant_are_walked_through_in_pages_of_any_size(
     alice: User, connection: psycopg.Connection
 ) -> None:

@@ -339,6 +339,7 @@ def test_no_two_types_that_a_generator_of_clients_makes_have_the_same_name(
     assert not set(names) & {"Error", "Request", "Response", "Headers", "Date", "Event", "Object"}
 
 
+@pytest.mark.slow
 def test_what_a_blank_title_is_the_document_the_schemas_and_the_database_agree(
     document: dict[str, Any], connection: psycopg.Connection
 ) -> None:

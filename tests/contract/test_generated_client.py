@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import User, sign
 from tests.contract.conftest import DOCUMENT
 
+pytestmark = pytest.mark.slow
+
 # The generator formats with whatever ruff it finds; there is no need. It has no type for YAML.
 CONFIG = """
 post_hooks: []

@@ -208,22 +208,23 @@ def new_user_at() -> Iterator[Callable[[Server], User]]:
         user.close()
 
 
-_figures: list[str] = []
-
-
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Note figures of a test, to be printed after the last one."""
 
     def measure(**figures: object) -> None:
         text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items())
-        _figures.append(f"{request.node.name}: {text}")
+        request.node.user_properties.append(("measured", f"{request.node.name}: {text}"))
 
     return measure
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [
+        text for report in reports for name, text in report.user_properties if name == "measured"
+    ]
+    if figures:
         terminalreporter.section("what the faults did")
-        for line in _figures:
+        for line in dict.fromkeys(figures):
             terminalreporter.write_line(line)

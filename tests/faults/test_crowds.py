@@ -41,6 +41,8 @@ from todo_service import create_app
 from todo_service.database import Database
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., Server]
 Measure = Callable[..., None]
 NewUser = Callable[[Server], User]

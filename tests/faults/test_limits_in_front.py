@@ -15,6 +15,8 @@ from tests.conftest import NO_TLS, ROOT, Server, free_port
 from tests.faults.conftest import serving
 from tests.faults.test_clients import until
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = """
 daemon off;
 pid {folder}/nginx.pid;
