@@ -18,6 +18,8 @@ from todo_service import store
 from todo_service.ops import migrate
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def execute(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:

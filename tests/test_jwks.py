@@ -295,6 +295,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_flood_of_unknown_key_ids_and_bad_signatures_makes_few_fetches(
     issuer: Issuer, client: FlaskClient
 ) -> None:

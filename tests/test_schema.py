@@ -18,6 +18,8 @@ from todo_service.auth import guard
 from todo_service.ops.migrate import SQL, apply_schema
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def owner(connection: psycopg.Connection) -> str:
@@ -277,7 +279,6 @@ def test_a_clock_starts_no_earlier_than_the_newest_change_and_is_then_left_alone
         assert connection.execute(clocks).fetchall() == started
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("database", ["empty_database", "released"])
 def test_the_schema_can_be_applied_by_several_at_once_and_again(
     database: str, request: pytest.FixtureRequest
@@ -344,7 +345,6 @@ def test_a_schema_that_is_in_place_is_applied_beside_open_transactions(released:
         pool.submit(apply_schema, released).result(30)
 
 
-@pytest.mark.slow
 def test_an_upgrade_that_has_to_wait_for_a_lock_lets_others_pass(released: str) -> None:
     with (
         ThreadPoolExecutor(1) as pool,
@@ -383,7 +383,6 @@ def test_an_upgrade_that_never_gets_its_lock_says_so(
     assert describe(released) == before
 
 
-@pytest.mark.slow
 def test_a_schema_that_fails_leaves_nothing_behind(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as connection:
         # A type with the name of the last table: the statements before that succeed.

@@ -174,6 +174,7 @@ def test_an_erasure_takes_along_what_is_left_of_deleted_tasks(
     assert left.fetchall() == [(other, 1)]
 
 
+@pytest.mark.slow
 def test_an_erasure_and_a_write_do_not_wait_for_each_other(
     app: Flask, fill: Fill, database_url: str, connection: psycopg.Connection
 ) -> None:

@@ -58,6 +58,7 @@ def mark_of(cursor: str) -> ChangesCursor:
     return mark
 
 
+@pytest.mark.slow
 def test_a_copy_that_follows_is_the_list(alice: User) -> None:
     copy: dict[int, dict] = {}
     doomed, task = alice.create("doomed"), alice.create("task")

@@ -67,6 +67,7 @@ def test_a_status_filters(alice: User) -> None:
     assert alice.get(f"{alice.tasks}?status=complete&limit=1").json() == [done]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", ["1 ms", "0"])
 @pytest.mark.parametrize(("query", "expected"), [("", 100), ("&status=complete", 33)])
 def test_pages_together_are_the_whole_list(

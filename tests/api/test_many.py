@@ -67,6 +67,7 @@ def ids(alice: User, query: str) -> list[int]:
     return [task["id"] for task in alice.get(alice.tasks + query).json()][::-1]
 
 
+@pytest.mark.slow
 def test_ten_thousand_are_changed_in_a_request_the_oldest_first(
     alice: User, crowded: list[int]
 ) -> None:
@@ -81,6 +82,7 @@ def test_ten_thousand_are_changed_in_a_request_the_oldest_first(
     assert patch() == {"updated": 0, "more": False}
 
 
+@pytest.mark.slow
 def test_ten_thousand_are_deleted_in_a_request_the_oldest_first(
     alice: User, crowded: list[int]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_create_repeated_after_its_task_was_deleted_does_not_bring_it_back(ali
     assert alice.get(alice.tasks).json() == []
 
 
+@pytest.mark.slow
 def test_creates_that_race_with_deletes_make_one_task_per_key(alice: User) -> None:
     keys = [str(number) for number in range(40)] * 6
     Random(1).shuffle(keys)

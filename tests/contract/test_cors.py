@@ -14,6 +14,8 @@ from tests.contract.conftest import OTHER_ORIGINS
 from todo_service import create_app
 from todo_service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-ID"
 HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID,"
@@ -70,7 +72,6 @@ def task(alice: User) -> dict[str, object]:
     return alice.create()
 
 
-@pytest.mark.slow
 def test_a_page_of_an_allowed_origin_patches_with_if_match_and_reads_the_etag(
     page: Page, open_server: str, allowed_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -90,7 +91,6 @@ def test_a_page_of_an_allowed_origin_patches_with_if_match_and_reads_the_etag(
     assert now.json()["title"] == "Changed by a page"
 
 
-@pytest.mark.slow
 def test_a_page_whose_library_includes_credentials_is_answered_all_the_same(
     page: Page, open_server: str, allowed_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -108,7 +108,6 @@ def test_a_page_whose_library_includes_credentials_is_answered_all_the_same(
     assert title == task["title"]
 
 
-@pytest.mark.slow
 def test_a_page_of_another_origin_changes_nothing_and_learns_nothing(
     page: Page, open_server: str, refused_origin: str, alice: User, task: dict[str, object]
 ) -> None:
@@ -284,7 +283,6 @@ def broken_app() -> Iterator[Flask]:
     app.extensions["database"].close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("path", "status"), [("/api/alice/tasks", 500), ("/ready", 503)])
 def test_a_page_of_an_allowed_origin_can_read_failures(
     broken_app: Flask, path: str, status: int
