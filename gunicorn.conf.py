@@ -68,8 +68,9 @@ workers = settings.web_concurrency
 worker_class = Worker
 # Load the app in the master: a bad setting stops the start with one line, workers share memory.
 preload_app = True
-# As many files as the system allows. A connection may take two, its own and one that is sent on it,
-# and some are for the database and the log: with all taken, nobody could be let in.
+# As many files as the system allows. A connection may take two, its socket and a file of /docs/
+# that is sent on it, and some are for the database and the log: with all taken, nobody could be
+# let in.
 _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 worker_connections = 1000 if files == resource.RLIM_INFINITY else min(1000, (files - 100) // 2)

@@ -87,9 +87,9 @@ CREATE TABLE IF NOT EXISTS deleted_tasks (
     CONSTRAINT deleted_tasks_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
 );
 
--- A table of its own: the key has to be known after its task was deleted. Its row decides which of two
--- creates with one key makes the task, so the id of the task is taken here; nextval() is all that the right
--- allows, and without it a role would need more than its rights on tables.
+-- A table of its own, because a key has to be known after its task was deleted. The row of a key decides
+-- which of two creates makes the task, so the task's id is taken here, by a default that calls nextval().
+-- That needs the right to use the sequence. PUBLIC gets it, so that a role needs rights on tables only.
 DO $$
 BEGIN
     IF to_regclass('idempotency_keys') IS NULL THEN

@@ -38,7 +38,7 @@ SQL = Path(__file__).parent.parent / "sql"
 # Seconds that /ready waits for a connection, and as many for an answer.
 CHECK_LIMIT = 2.5
 
-# Seconds for which new connections are believed when they, too, lead to a server that is read-only.
+# Seconds after which all connections may be replaced again because the server takes no writes.
 _RENEWAL = 1.0
 
 # How many writes of one user may wait for each other in a worker.
@@ -180,7 +180,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._renewed = 0.0
-        self.answered = 0.0  # by a clock without a date, when the server last did
+        self.answered = 0.0  # when the server last did, by time.perf_counter()
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self.pool = ConnectionPool(
             lambda: self.conninfo,
@@ -217,7 +217,6 @@ class Database:
         self.pool.open()
 
     def close(self) -> None:
-        """Close all connections."""
         self.pool.close()
 
     @contextmanager

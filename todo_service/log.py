@@ -98,8 +98,8 @@ class RequestIdFilter(logging.Filter):
 
 @dataclass(slots=True)
 class Timings:
-    """Of a request, in seconds: by a clock without a date, when it began, and how long it waited
-    for a connection of the pool and for the database."""
+    """Of a request, in seconds: when it began (time.perf_counter), and how long it waited for a
+    connection of the pool and for the database."""
 
     started: float = field(default_factory=time.perf_counter)
     pool_wait: float = 0.0

@@ -15,7 +15,7 @@ from todo_service import database_url
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 # No page has an origin of these schemes. All others but http and https are of apps.
 _NO_PAGES = ("file", "ftp", "ws", "wss")
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:]+\]")
@@ -168,7 +168,7 @@ def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
         # Only what a browser would send (https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin):
         # another spelling of the same origin would never match, and nothing would say why.
         parts = _split_url("CORS_ORIGINS", origin)
-        port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
+        port = "" if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
         host = parts.hostname or ""
         if ":" in host:
             host = f"[{host}]"

@@ -109,7 +109,7 @@ def list_changes(
 
     Fewer where the texts are long: the page ends with the change that takes them past `max_bytes`.
     """
-    rows = run(_CHANGES, _after(user_id, after, limit, max_bytes), retry=True)
+    rows = run(_CHANGES, _parameters_of_changes(user_id, after, limit, max_bytes), retry=True)
     if not rows:
         return Changes([], [], cursor=None, more=False, expired=after is not None)
     owner_since, read_at = rows[0][:2]
@@ -297,7 +297,7 @@ def delete_user(user_id: str) -> int | None:
     return rows[0][0] if rows else None
 
 
-def _after(
+def _parameters_of_changes(
     user_id: str, after: ChangesCursor | None, limit: int, max_bytes: int
 ) -> Sequence[object]:
     """The parameters of list_changes."""
@@ -330,4 +330,4 @@ def _task(row: Sequence[Any]) -> Task:
     }
 
 
-SCHEMA_CHECK = (_CHANGES, _after("", None, 0, 0))
+SCHEMA_CHECK = (_CHANGES, _parameters_of_changes("", None, 0, 0))

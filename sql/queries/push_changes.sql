@@ -7,7 +7,7 @@
 -- through all tasks of a user with many where most users have few.
 -- Keys of more than 90 days ago are forgotten, and deletions as in delete_task, at most 200 at a time. The keys
 -- of this push are left out: a statement cannot change a row twice.
--- One row comes back for each key, with what it was sent with first, how often it came since, and its task if
+-- One row comes back for each key: the digest it first came with, how often it came since, and its task if
 -- that is new; one for each changed task, and one for each deleted one, without a title. What is refused has
 -- none: its task is as it was before this statement waited for the owner's row, so it is read by get_tasks.
 -- Parameters: user_id, whether tasks are created, user_id; new tasks (as JSON); user_id; user_id; changes (as

@@ -10,12 +10,13 @@ from marshmallow import ValidationError
 from werkzeug.exceptions import Gone
 
 from todo_service import store
-from todo_service.blueprints.tasks import KEY_USED, MODIFIED, NOT_FOUND, WAS_DELETED
+from todo_service.blueprints.tasks import KEY_USED, NOT_FOUND, WAS_DELETED
 from todo_service.cursors import encode_changes_cursor
 from todo_service.schemas import CHANGES_QUERY, MAX_PUSH, NO_QUERY, load_push
 from todo_service.store import PAGE_BYTES
 from todo_service.task import Result
 from todo_service.web.body import digest_of, encode, read_body, respond, respond_encoded
+from todo_service.web.conditions import MODIFIED
 from todo_service.web.routing import takes
 
 # What the result of an entry says besides its task: what a single request would be answered.

@@ -1,4 +1,4 @@
-"""One task: HTTP in, one call to the store, HTTP out."""
+"""One task: HTTP in, a call to the store, HTTP out. A refused write makes a second, to say why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from todo_service.web.conditions import (
 from todo_service.web.routing import path_of, takes
 
 KEY_USED = "Idempotency-Key was used before with another request body"
-MODIFIED = "Task was modified"
 NOT_FOUND = "Task not found"
 WAS_DELETED = "Task was deleted"
 

@@ -21,7 +21,7 @@ from todo_service.database import SQL, Connection, Database
 from todo_service.database_url import first_line
 from todo_service.ops import contents
 from todo_service.ops.session import Session, Wrong, connect, reach
-from todo_service.settings import Settings
+from todo_service.settings import DEFAULT_PORTS, Settings
 
 _ROUNDS = 10  # of comparing two connections: a busy pooler may keep them apart in the first ones
 
@@ -204,7 +204,7 @@ def _why(error: Exception, url: SplitResult) -> str:
     while isinstance(cause, BaseException):
         match cause:
             case ConnectionRefusedError():
-                port = url.port or {"http": 80, "https": 443}[url.scheme]
+                port = url.port or DEFAULT_PORTS[url.scheme]
                 return f"nobody listens at {url.hostname}:{port}"
             case ssl.SSLCertVerificationError():
                 return f"its certificate is not accepted: {cause.verify_message}"

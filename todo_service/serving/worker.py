@@ -2,7 +2,7 @@
 
 One rule makes room: whoever has been kept waiting longest by its own client, for a head, a piece of
 a body or an answer, or the next request, is hung up on. SECURITY.md has the limits, each with the
-test that shows it. Without these methods, this fails (tests/faults, tests/api/test_wire.py):
+test that shows it. Each method is here for a test that fails without it:
 
 server_class    test_sigterm_under_load_drops_no_accepted_request
 timeout_ctx     test_an_idle_connection_is_kept_for_the_time_that_is_set_and_a_head_has_its_own
@@ -17,6 +17,7 @@ begin           test_who_does_not_come_to_an_end_is_cut_off_after_15_seconds
 hang_up         test_a_request_that_comes_while_the_worker_hangs_up_is_answered
 recv            test_a_head_has_32_kib_at_most
 sendall         test_a_reader_that_takes_too_little_is_cut_off_and_a_slow_one_gets_everything
+hold            test_bodies_that_do_not_come_to_an_end_take_little_memory
 wait            test_a_client_that_never_pauses_does_not_hold_up_the_others
 close           test_what_is_not_http_gets_a_json_error
 """
@@ -85,8 +86,8 @@ class Worker(GeventWorker):
             # Else the kernel buffers up to 4 MB per client, and hides how much of it was taken.
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
-        # In a turn of the loop, which is long where there are many clients: with one, as gunicorn
-        # sets it, a burst would wait for many turns.
+        # How many are accepted in one turn of the loop. gunicorn sets 1: where many clients make a
+        # turn long, a burst would wait for many of them.
         server.max_accept = 16
         self.servers.append(server)
         return server
@@ -243,7 +244,10 @@ class Client:
     send = sendall  # of "100 Continue"
 
     def hold(self, size: int) -> None:
-        """Note how much of a body or an answer is in memory. Too much of all goes."""
+        """Note how many bytes of a body or an answer are in memory.
+
+        While all clients hold more than MAX_HELD, those who have waited longest are hung up on.
+        """
         self.worker.held += size - self.held
         if self.cut:
             self.worker.leaving += size - self.held
@@ -286,7 +290,7 @@ class Client:
             self.patience -= time.monotonic() - began
 
     def hang_up(self) -> None:
-        """A request that is on its way is still answered; one under way is given up."""
+        """A head that is still to come is answered; a request that has begun is given up."""
         self.blocked = False
         if self.stage is not Stage.HEAD and not self.cut:
             self.cut = True

@@ -94,8 +94,8 @@ def read_body(
 ) -> dict[str, Any]:
     """The request's JSON object, of one of these types and of at most so many bytes.
 
-    `{}` for no body, or null, that is not required. Raises ValidationError, or 400, 413 or 415 as
-    an HTTPException.
+    Unless a body is required, none at all and null count as `{}`. Raises ValidationError, or 400,
+    413 or 415 as an HTTPException.
     """
     raw = _read(types, limit)
     if not required and (not raw or raw.strip(_WHITE_SPACE) == b"null"):

@@ -24,12 +24,14 @@ _TAG = re.compile(r'(?:W/)?"([^"]*?)(?:(?:--?|;)(?:gzip|br|zstd|deflate))?"')
 # A string of RFC 9651 section 3.3.3.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 
+MODIFIED = "Task was modified"
+
 
 class TaskModified(PreconditionFailed):
     """412, with the ETag that the task has now."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__("Task was modified")
+        super().__init__(MODIFIED)
         self.tag = tag_of(task)
 
     def get_headers(self, *_: Any) -> list[tuple[str, str]]:
