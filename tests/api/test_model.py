@@ -473,7 +473,7 @@ def test_service_copy_and_model_agree_after_every_step(server: str, app: Flask) 
             phases=[Phase.generate, Phase.shrink],
             database=None,
             deadline=None,
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=30,
             suppress_health_check=list(HealthCheck),
         ),

@@ -515,7 +515,7 @@ def test_tabs_take_turns_and_none_undoes_what_another_wrote(
     assert phone.refused == []
 
 
-ROUNDS = 40
+ROUNDS = 25
 
 
 def test_two_devices_that_lose_answers_for_long_end_up_as_the_server_is(

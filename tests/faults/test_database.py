@@ -279,7 +279,7 @@ def test_the_pool_keeps_its_budget_and_a_burst_beyond_it_waits_in_line(
         assert_unavailable(answer)
     assert most <= 2 * 2
     assert max(turned_away) < 2
-    with ThreadPoolExecutor(40) as pool:
+    with ThreadPoolExecutor(30) as pool:  # fewer than a user may have waiting in one worker
         assert {answer.status_code for _, answer in pool.map(write, range(200))} == {200}
     assert cluster.connections() <= 2 * 2
 
