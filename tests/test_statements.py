@@ -183,8 +183,8 @@ def test_a_page_of_changes_may_be_as_long_as_the_longest_that_a_client_asks_for(
 def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
     """200,000 tasks of one user and 20,000 of others, gone again afterwards.
 
-    Also as many deleted tasks, a thousand of them long ago. And thousands of users: a few of them
-    fit into one page of the table, and to read that costs less than any index.
+    Also as many deleted tasks, a thousand of them long ago. And thousands of users and keys: a few
+    of them fit into one page of the table, and to read that costs less than any index.
     """
     user = f"crowd-{uuid4()}"
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -206,7 +206,12 @@ def crowded(database_url: str) -> Iterator[tuple[psycopg.Connection, str]]:
             " FROM generate_series(1, 220000) n",
             (user,),
         )
-        connection.execute("ANALYZE users, tasks, deleted_tasks")
+        connection.execute(
+            "INSERT INTO idempotency_keys (user_id, key, digest, task_id, created_at)"
+            " SELECT %s || n %% 20, 'key ' || n, '', n, now() FROM generate_series(1, 20000) n",
+            (user,),
+        )
+        connection.execute("ANALYZE users, tasks, deleted_tasks, idempotency_keys")
         yield connection, user + "0"
         connection.execute("DELETE FROM users WHERE starts_with(id, %s)", (user,))
 
