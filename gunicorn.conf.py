@@ -94,8 +94,7 @@ sendfile = False
 # disagree, and let a client behind a proxy on this machine set the path in a header.
 secure_scheme_headers = {}
 forwarder_headers = ""
-# So it does not matter who sends them. gunicorn would parse each client's address to find out, for
-# a twelfth of the CPU of a short request.
+# So it does not matter who sends them, and gunicorn need not parse each client's address to see.
 forwarded_allow_ips = "*"
 # gunicorn's socket for commands, which nothing here uses.
 control_socket_disable = True
