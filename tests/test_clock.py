@@ -23,9 +23,9 @@ WRITES: dict[str, Callable[[str, Task], tuple]] = {
         *(user, task["id"], None, None, None),
     ),
     "push_changes": lambda user, task: (
-        *(user, False, user, "[]", user, user),
+        *(user, False, user, "[]", user),
         *(f'[{{"id": {task["id"]}, "title": "late"}}]', user, [task["id"]], "[]", user, []),
-        *(user, user, user, user, user, []),
+        *(user, user, user, user, user, user, []),
     ),
     "update_tasks": lambda user, task: (
         *(user, user, task["status"]),

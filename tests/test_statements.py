@@ -46,12 +46,12 @@ PARAMETERS = {
                 for n in range(20)
             ]
         ),
-        *("{user}", "{user}"),
+        "{user}",
         *(json.dumps([{"id": 150_000 + n, "title": "x"} for n in range(40)]), "{user}"),
         [150_000 + n for n in range(40)],
         *(json.dumps([{"id": 160_000 + n} for n in range(40)]), "{user}"),
         [160_000 + n for n in range(40)],
-        *("{user}", "{user}", "{user}", "{user}", "{user}", ["k1", "k2"]),
+        *("{user}", "{user}", "{user}", "{user}", "{user}", "{user}", ["k1", "k2"]),
     ),
     # Somebody without tasks, here too.
     "delete_tasks": (

@@ -181,9 +181,9 @@ def push_changes(
     rows = run(
         _PUSH,
         (
-            *(user_id, bool(new), user_id, _json(new), user_id, user_id),
+            *(user_id, bool(new), user_id, _json(new), user_id),
             *(_json(changes), user_id, changed_ids, _json(deleted), user_id, deleted_ids),
-            *(user_id, user_id, user_id, user_id, user_id, keys),
+            *(user_id, user_id, user_id, user_id, user_id, user_id, keys),
         ),
         retry=retry,
         turn=user_id,

@@ -5,13 +5,15 @@
 -- what holds when two send the same key at once, and after the task was deleted. The task takes its id there.
 -- A changed or deleted task is looked up by "id = ANY" as well: by the join alone, PostgreSQL would walk
 -- through all tasks of a user with many where most users have few.
+-- Changes and deletions stand before the creates: Citus does one after the other, in this order, and a change
+-- of a guessed id would find the task that was just created.
 -- Keys of more than 90 days ago are forgotten, and deletions as in delete_task, at most 200 at a time. The keys
 -- of this push are left out: a statement cannot change a row twice.
 -- One row comes back for each key: the digest it first came with, how often it came since, and its task if
 -- that is new; one for each changed task, and one for each deleted one, without a title. What is refused has
 -- none: its task is as it was before this statement waited for the owner's row, so it is read by get_tasks.
--- Parameters: user_id, whether tasks are created, user_id; new tasks (as JSON); user_id; user_id; changes (as
--- JSON), user_id, their ids; deletions (as JSON), user_id, their ids; user_id; user_id, user_id; user_id,
+-- Parameters: user_id, whether tasks are created, user_id; new tasks (as JSON); user_id; changes (as JSON),
+-- user_id, their ids; deletions (as JSON), user_id, their ids; user_id; user_id; user_id, user_id; user_id,
 -- user_id, keys.
 WITH owner AS (
     INSERT INTO users AS known (id, changed_at)
@@ -37,15 +39,6 @@ claimed AS (
         SET replays = known.replays + 1
     RETURNING key, digest, replays, task_id
 ),
-created AS (
-    INSERT INTO tasks (user_id, id, title, description, status, created_at, updated_at)
-    OVERRIDING SYSTEM VALUE
-    SELECT %s, task_id, title, description, status, changed_at, changed_at
-    FROM owner, claimed
-    JOIN sent USING (key)
-    WHERE replays = 0
-    RETURNING id, user_id, title, description, status, created_at, updated_at
-),
 updated AS (
     UPDATE tasks
     SET title = coalesce(change.title, tasks.title),
@@ -70,6 +63,15 @@ deleted AS (
     RETURNING
         tasks.id,
         greatest(changed_at, (tasks.updated_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC') AS deleted_at
+),
+created AS (
+    INSERT INTO tasks (user_id, id, title, description, status, created_at, updated_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT %s, task_id, title, description, status, changed_at, changed_at
+    FROM owner, claimed
+    JOIN sent USING (key)
+    WHERE replays = 0
+    RETURNING id, user_id, title, description, status, created_at, updated_at
 ),
 noted AS (
     INSERT INTO deleted_tasks (user_id, id, deleted_at)

@@ -177,17 +177,16 @@ def test_the_task_of_a_result_is_the_one_after_the_whole_push(alice: User) -> No
 
 def test_an_id_that_the_push_itself_gives_is_not_that_of_a_task_to_change(alice: User) -> None:
     last = alice.create()["id"]
-    guessed = range(last + 1, last + 40)
+    guessed = [{"id": number} for number in range(last + 1, last + 40)]
+    new, other = {"key": "new", "title": "new"}, {"key": "other", "title": "other"}
 
-    tasks, deleted = results(
-        alice,
-        [{"key": "new", "title": "new"}, *({"id": n, "title": "guessed"} for n in guessed[::2])],
-        [{"id": number} for number in guessed[1::2]],
-    )
+    (first, *changed), _ = results(alice, [new, *(entry | {"title": "no"} for entry in guessed)])
+    (second,), deleted = results(alice, [other], guessed[1:])
 
-    assert [result["status"] for result in tasks] == [201] + [404] * (len(tasks) - 1)
-    assert deleted == [NOT_FOUND] * len(deleted)
-    assert alice.get(alice.path(tasks[0]["task"])).json() == tasks[0]["task"]
+    assert changed + deleted == [NOT_FOUND] * 77
+    for result, title in (first, "new"), (second, "other"):
+        assert (result["status"], result["task"]["title"]) == (201, title)
+        assert alice.get(alice.path(result["task"])).json() == result["task"]
 
 
 def test_a_user_without_tasks_gets_no_row_by_changing_some(
