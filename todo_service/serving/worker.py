@@ -87,8 +87,9 @@ class Worker(GeventWorker):
             listener.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         server = StreamServer(listener, handle=partial(self.handle, spawn), spawn=spawn)
         # How many are accepted in one turn of the loop. gunicorn sets 1: where many clients make a
-        # turn long, a burst would wait for many of them.
-        server.max_accept = 16
+        # turn long, a burst would wait for many of them. Each may hang up on another, and nobody
+        # leaves before the turn is over: so few beside the tenth of the places that is kept free.
+        server.max_accept = max(1, spawn.size // 60)
         self.servers.append(server)
         return server
 
