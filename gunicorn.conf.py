@@ -117,7 +117,7 @@ def when_ready(server):
 def post_worker_init(worker):
     """In each worker: connect now rather than during its first request."""
     worker.wsgi.register_error_handler(ParseException, answer_malformed_body)
-    worker.wsgi.extensions["database"].open()
+    worker.wsgi.extensions["database"].pool.open()
 
 
 def worker_exit(server, worker):

@@ -23,6 +23,11 @@ MAKE_KEY: dict[str, Callable[[], Any]] = {
 }
 
 
+def good_claims() -> dict[str, Any]:
+    now = int(time.time())
+    return {"sub": "alice", "iat": now, "exp": now + 900, "iss": AUDIENCE, "aud": AUDIENCE}
+
+
 class Issuer:
     """A JWKS server on loopback that can rotate its keys, be slow, fail and count its requests.
 
@@ -102,16 +107,7 @@ class Issuer:
         algorithm, key = self.keys[key_id]
         headers = {"kid": key_id} | (headers or {})
         headers = {name: value for name, value in headers.items() if value is not None}
-        now = int(time.time())
-        payload = {
-            "sub": "alice",
-            "email": "alice@example.com",
-            "iat": now,
-            "exp": now + 900,
-            "iss": AUDIENCE,
-            "aud": AUDIENCE,
-        } | claims
-        payload = {name: value for name, value in payload.items() if value is not None}
+        payload = {k: v for k, v in (good_claims() | claims).items() if v is not None}
         return jwt.encode(payload, key, algorithm, headers=headers)
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ import pytest
 from flask import Flask
 
 from tests.conftest import SECRET, app_with_commands, sign
-from tests.issuer import AUDIENCE, MAKE_KEY, Issuer
-from todo_service.auth import guard
+from tests.issuer import AUDIENCE, MAKE_KEY, Issuer, good_claims
+from todo_service import log
 from todo_service.settings import Settings
 
 REASON = "event=token_refused reason="
@@ -45,8 +45,7 @@ def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def signed(key: object, algorithm: str, key_id: str) -> str:
-    claims = {"sub": "alice", "exp": int(time.time()) + 900, "iss": AUDIENCE, "aud": AUDIENCE}
-    return jwt.encode(claims, key, algorithm, headers={"kid": key_id})
+    return jwt.encode(good_claims(), key, algorithm, headers={"kid": key_id})
 
 
 OPAQUE = "dUmU7cLPpyXGb4fFtqAn3kEyWrTQ5vHs"  # as Better Auth's session.token is
@@ -208,7 +207,8 @@ def test_an_attack_leaves_ten_reasons_a_second(
     app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = SimpleNamespace(**vars(time) | {"monotonic": lambda: now})
+    monkeypatch.setattr(log, "time", clock)
     for _ in range(50):
         assert ask(app, "x.y.z") == 401
     assert reasons(caplog) == ["malformed"] * 10

@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from todo_service import embedded
 from todo_service.database_url import why_unreachable
-from todo_service.log import Fields, Timings
+from todo_service.log import Fields, RateLimit, Timings
 from todo_service.settings import LOOPBACK, Settings
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,6 @@ SQL = Path(__file__).parent.parent / "sql"
 
 # Seconds that /ready waits for a connection, and as many for an answer.
 CHECK_LIMIT = 2.5
-
-# Seconds after which all connections may be replaced again because the server takes no writes.
-_RENEWAL = 1.0
 
 # How many writes of one user may wait for each other in a worker.
 MAX_WAITING = 32
@@ -97,7 +94,7 @@ def check(query: str, parameters: Sequence[object], *, limit: float) -> list[Tup
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Give the app its database. Nothing connects before the first statement or `Database.open`."""
+    """Give the app its database. Nothing connects before the pool is opened or used."""
     app.extensions["database"] = Database(settings)
 
 
@@ -139,25 +136,6 @@ class Connection(psycopg.Connection[TupleRow]):
             raise NoAnswer("no answer from the server in time") from error
 
 
-class UnreachableLog:
-    """Says why the pool gets no connection: one line per second at most, over all workers.
-
-    In place of the pool's own warnings, which log.configure turns off: they come with each attempt,
-    in the words of the driver.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._pause = float(workers)
-        self._next = float("-inf")
-
-    def write(self, error: psycopg.Error) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + self._pause
-            reason, _ = why_unreachable(error)
-            log.warning(Fields(event="database_unreachable", reason=reason))
-
-
 class NoAnswer(psycopg.OperationalError):
     """The server did not answer within the limit."""
 
@@ -179,7 +157,11 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._renewed = 0.0
+        # Else every write to a server that stays read-only would take the connections from those
+        # who read there.
+        self._renewals = RateLimit(times=1, seconds=1.0)
+        # Over all workers, one line a second.
+        self._complaints = RateLimit(times=1, seconds=settings.web_concurrency)
         self.answered = 0.0  # when the server last did, by time.perf_counter()
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self.pool = ConnectionPool(
@@ -187,7 +169,7 @@ class Database:
             connection_class=Connection,
             kwargs={
                 "autocommit": True,
-                "on_failure": UnreachableLog(settings.web_concurrency).write,
+                "on_failure": self._complain,
                 # PgBouncer in transaction mode may run each statement in another session.
                 "prepare_threshold": None if settings.db_pooler else 0,
             },
@@ -211,10 +193,6 @@ class Database:
         Starts the embedded PostgreSQL if no DATABASE_URL is set.
         """
         return complete_conninfo(self.settings.database_url or embedded.start(), self.settings)
-
-    def open(self) -> None:
-        """Start connecting in the background; calling it again does no harm."""
-        self.pool.open()
 
     def close(self) -> None:
         self.pool.close()
@@ -268,7 +246,8 @@ class Database:
         except psycopg.errors.ReadOnlySqlTransaction:
             # The statement has not run. After a failover by name, the sessions on the old primary
             # live on, and a session keeps the default_transaction_read_only that it began with.
-            self._renew()
+            if self._renewals.allows():
+                self.pool.drain()
         except psycopg.OperationalError as error:
             if not (retry and _went_away(error)):
                 raise
@@ -276,20 +255,9 @@ class Database:
             self.pool.drain()
         return self._run(query, parameters, limit)
 
-    def _renew(self) -> None:
-        """Replace all connections, but not again within a second.
-
-        Else every write to a server that stays read-only would take the connections from those who
-        read there.
-        """
-        now = time.monotonic()
-        if now - self._renewed > _RENEWAL:
-            self._renewed = now
-            self.pool.drain()
-
     def _run(self, query: str, parameters: Sequence[object], limit: float | None) -> list[TupleRow]:
         if self.pool.closed:
-            self.open()
+            self.pool.open()
         asked = time.perf_counter()
         started = None
         try:
@@ -305,6 +273,13 @@ class Database:
             timings: Timings = g.setdefault("timings", Timings())
             timings.pool_wait += started - asked
             timings.database += ended - started
+
+    def _complain(self, error: psycopg.Error) -> None:
+        """In place of the pool's own warnings, which log.configure turns off: they come with each
+        attempt, in the words of the driver."""
+        if self._complaints.allows():
+            reason, _ = why_unreachable(error)
+            log.warning(Fields(event="database_unreachable", reason=reason))
 
     def _configure(self, connection: Connection) -> None:
         # Times come without a zone, in UTC whatever the session's zone is: with one, they take

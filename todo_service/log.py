@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 
 from flask import Flask, Response, g, has_request_context, request
 
@@ -48,7 +49,7 @@ def configure(log_format: str = "logfmt") -> None:
     # Its warnings quote the URL of the issuer's keys, query and all.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     _write_directly = log_format == "logfmt"
-    # It quotes the driver with every attempt to connect; database.UnreachableLog says it instead.
+    # It quotes the driver with every attempt to connect; Database says it instead.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
@@ -93,6 +94,21 @@ class RequestIdFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):  # given by what is logged outside of a request
             record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+        return True
+
+
+class RateLimit:
+    """Allows something so many times in so many seconds."""
+
+    def __init__(self, *, times: int, seconds: float) -> None:
+        self._last = deque([float("-inf")] * times, maxlen=times)
+        self._seconds = seconds
+
+    def allows(self) -> bool:
+        now = time.monotonic()
+        if now - self._last[0] < self._seconds:
+            return False
+        self._last.append(now)
         return True
 
 
@@ -181,17 +197,11 @@ def _write_request_line(fields: Fields, request_id: str) -> None:
     if not _write_directly:
         requests.info(fields)
     elif requests.isEnabledFor(logging.INFO):
-        time_of_day = _format_time(int(time.time()))
-        line = _FORMAT.format(time_of_day, "INFO", requests.name, fields, request_id)
+        line = _FORMAT.format(time.strftime(TIME_FORMAT), "INFO", requests.name, fields, request_id)
         try:
             sys.stderr.write(f"{line}\n")
         except (AttributeError, OSError, ValueError):
             return  # There is no standard error, or nobody reads it, and no other place to say so.
-
-
-@lru_cache(maxsize=1)
-def _format_time(seconds: int) -> str:
-    return time.strftime(TIME_FORMAT, time.localtime(seconds))
 
 
 @cache

@@ -38,10 +38,6 @@ MAX_NAMED = 20
 _KEY = re.compile("[!-~]{1,255}")
 
 
-def _not_blank(message: str) -> validate.Validator:
-    return validate.Predicate("strip", error=message)
-
-
 def _storable(name: str) -> Any:
     """Refuse what PostgreSQL text cannot hold: U+0000 and lone surrogates."""
 
@@ -67,7 +63,7 @@ def _title(*, blank: str, required: bool) -> fields.String:
         required=required,
         error_messages={"required": blank, "null": blank, "invalid": "Title must be a string"},
         validate=[
-            _not_blank(blank),
+            validate.Predicate("strip", error=blank),  # not only white space
             validate.Length(max=TITLE_LENGTH, error="Title must be {max} characters or less"),
             _storable("Title"),
         ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -16,6 +17,7 @@ from todo_service import database_url
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # No page has an origin of these schemes. All others but http and https are of apps.
 _NO_PAGES = ("file", "ftp", "ws", "wss")
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:]+\]")
@@ -24,6 +26,8 @@ _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:]+\]")
 _INSIDE = re.compile(
     r"localhost|::1|127(\.\d+){3}|(?!0x)[0-9_-]*[a-z][a-z0-9_-]*|([a-z0-9_-]+\.)+internal"
 )
+
+_N = TypeVar("_N", int, float)
 
 
 class SettingsError(ValueError):
@@ -70,19 +74,17 @@ class Settings:
             jwt_issuer=env.get("JWT_ISSUER"),
             jwt_audience=env.get("JWT_AUDIENCE"),
             jwt_user_claim=env.get("JWT_USER_CLAIM", cls.jwt_user_claim),
-            port=int(_number(env, "PORT", cls.port, 1, 65535, whole=True)),
-            web_concurrency=int(
-                _number(env, "WEB_CONCURRENCY", cls.web_concurrency, 1, 256, whole=True)
-            ),
-            db_pool_size=int(_number(env, "DB_POOL_SIZE", cls.db_pool_size, 1, 1000, whole=True)),
+            port=_number(env, "PORT", cls.port, 1, 65535),
+            web_concurrency=_number(env, "WEB_CONCURRENCY", cls.web_concurrency, 1, 256),
+            db_pool_size=_number(env, "DB_POOL_SIZE", cls.db_pool_size, 1, 1000),
             db_pool_timeout=_number(env, "DB_POOL_TIMEOUT", cls.db_pool_timeout, 0.1, 300),
             db_statement_timeout=_number(
                 env, "DB_STATEMENT_TIMEOUT", cls.db_statement_timeout, 0.1, 3600
             ),
             db_pooler=_pooler(env, url),
             cors_origins=_origins(env),
-            log_level=_log_level(env, cls.log_level),
-            log_format=_log_format(env, cls.log_format),
+            log_level=_one_of(env, "LOG_LEVEL", _LOG_LEVELS, cls.log_level),
+            log_format=_one_of(env, "LOG_FORMAT", ("logfmt", "json"), cls.log_format),
             warnings=tuple(_warnings(env)),
         )
 
@@ -193,37 +195,22 @@ def _split_url(name: str, url: str) -> SplitResult:
     return parts
 
 
-def _log_level(env: Mapping[str, str], default: str) -> str:
-    level = env.get("LOG_LEVEL", default).upper()
-    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
-        raise SettingsError("LOG_LEVEL must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
-    return level
+def _one_of(env: Mapping[str, str], name: str, values: Sequence[str], default: str) -> str:
+    """One of the values, whatever its case."""
+    sent = env.get(name, default).casefold()
+    for value in values:
+        if value.casefold() == sent:
+            return value
+    raise SettingsError(f"{name} must be {', '.join(values[:-1])} or {values[-1]}")
 
 
-def _log_format(env: Mapping[str, str], default: str) -> str:
-    log_format = env.get("LOG_FORMAT", default).lower()
-    if log_format not in ("logfmt", "json"):
-        raise SettingsError("LOG_FORMAT must be logfmt or json")
-    return log_format
-
-
-def _number(
-    env: Mapping[str, str],
-    name: str,
-    default: float,
-    low: float,
-    high: float,
-    *,
-    whole: bool = False,
-) -> float:
-    text = env.get(name)
-    if text is None:
-        return default
+def _number(env: Mapping[str, str], name: str, default: _N, low: float, high: float) -> _N:
+    """A number of the default's type."""
     try:
-        value = int(text) if whole else float(text)
+        value = type(default)(env.get(name, default))
     except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        kind = "an integer" if whole else "a number"
+        value = None
+    if value is None or not low <= value <= high:
+        kind = "an integer" if isinstance(default, int) else "a number"
         raise SettingsError(f"{name} must be {kind} from {low:g} to {high:g}")
     return value

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +10,7 @@ from flask import Flask, Request, g, request
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from todo_service.auth.tokens import TokenRefused, Unauthorized, VerifiedTokens, Verifier
-from todo_service.log import Fields
+from todo_service.log import Fields, RateLimit
 from todo_service.schemas import is_storable
 from todo_service.settings import Settings
 
@@ -30,7 +28,8 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
     A hook on the app rather than on a blueprint: a route that is added under /api/ is guarded
     wherever it is defined.
     """
-    refusals = RefusalLog()
+    # A flood leaves no more. At level INFO: tokens expire every day, and nobody on call has to act.
+    refusals = RateLimit(times=10, seconds=1.0)
 
     @app.before_request
     def require_owner() -> None:
@@ -40,7 +39,8 @@ def init_app(app: Flask, authenticate: Authenticator) -> None:
         try:
             user_id = check_user_id(authenticate(request))
         except TokenRefused as refused:
-            refusals.write(refused.reason)
+            if refusals.allows():
+                log.info(Fields(event="token_refused", reason=refused.reason))
             raise
         g.user_id = user_id
         arguments: Mapping[str, Any] | None = request.view_args
@@ -86,20 +86,3 @@ def bearer(settings: Settings) -> Authenticator:
         return user_id
 
     return authenticate
-
-
-class RefusalLog:
-    """Why tokens were refused, one line per refusal, but at most ten in any second.
-
-    At level INFO: tokens expire every day, and nobody on call has to act. Refusals that are left
-    out are not counted here: every request has a line of its own, with its status.
-    """
-
-    def __init__(self) -> None:
-        self._last_ten = deque([float("-inf")] * 10, maxlen=10)
-
-    def write(self, reason: str) -> None:
-        now = time.monotonic()
-        if now - self._last_ten[0] >= 1.0:
-            self._last_ten.append(now)
-            log.info(Fields(event="token_refused", reason=reason))

@@ -61,18 +61,12 @@ def update_task(user_id: str, task_id: int) -> Response:
     return _update(user_id, task_id, TASK_CHANGES.load(read_body(PATCH_TYPES)))
 
 
-@tasks.patch("/<task_id:task_id>/complete")
+@tasks.patch("/<task_id:task_id>/complete", defaults={"status": "complete"})
+@tasks.patch("/<task_id:task_id>/incomplete", defaults={"status": "incomplete"})
 @takes(query=NO_QUERY)
-def complete_task(user_id: str, task_id: int) -> Response:
+def set_status(user_id: str, task_id: int, status: str) -> Response:
     NO_FIELDS.load(read_body(PATCH_TYPES, required=False))
-    return _update(user_id, task_id, {"status": "complete"})
-
-
-@tasks.patch("/<task_id:task_id>/incomplete")
-@takes(query=NO_QUERY)
-def reopen_task(user_id: str, task_id: int) -> Response:
-    NO_FIELDS.load(read_body(PATCH_TYPES, required=False))
-    return _update(user_id, task_id, {"status": "incomplete"})
+    return _update(user_id, task_id, {"status": status})
 
 
 @tasks.delete("/<task_id:task_id>")

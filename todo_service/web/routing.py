@@ -84,10 +84,9 @@ def takes(*, query: Query) -> Callable[[View], View]:
         def checked(**arguments: Any) -> Response:
             if "task_id" in arguments:
                 arguments["task_id"] = parse_task_id(arguments["task_id"])
+            parameters = parse_query(query, request.query_string)
             if query.fields:
-                arguments["query"] = parse_query(query, request.query_string)
-            elif request.query_string:
-                parse_query(query, request.query_string)
+                arguments["query"] = parameters
             return view(**arguments)
 
         return checked
