@@ -158,6 +158,15 @@ def issuer() -> Iterator[Issuer]:
     issuer.close()
 
 
+def until(reached: Callable[[], object], seconds: float = 60) -> float:
+    """Wait for a state; the seconds that it took."""
+    started = time.monotonic()
+    while not reached():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
 def free_port() -> int:
     """A port that nobody listens on, and none of those that the system gives to clients."""
     while True:

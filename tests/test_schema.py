@@ -1,9 +1,7 @@
-"""sql/schema.sql: what it refuses, how it is applied, and that its limits are the service's."""
+"""sql/schema.sql: what it refuses, and how it is applied."""
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -13,8 +11,6 @@ import pytest
 from psycopg import errors, sql
 
 from tests.conftest import SECRET, app_with_commands
-from todo_service import schemas
-from todo_service.auth import guard
 from todo_service.ops.migrate import SQL, apply_schema
 from todo_service.settings import Settings
 
@@ -92,53 +88,6 @@ def test_a_deleted_task_needs_an_owner(connection: psycopg.Connection) -> None:
         )
 
     assert caught.value.diag.constraint_name == "deleted_tasks_user_id_fkey"
-
-
-def test_the_limits_of_the_service_are_those_of_the_schema(
-    connection: psycopg.Connection,
-) -> None:
-    checks = dict(
-        connection.execute(
-            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'"
-            " AND conrelid IN ('tasks'::regclass, 'users'::regclass)"
-        ).fetchall()
-    )
-
-    def numbers(name: str) -> list[int]:
-        return [int(number) for number in re.findall(r"\b\d+\b", checks[name])]
-
-    assert numbers("tasks_title_length_check") == [1, schemas.TITLE_LENGTH]
-    assert numbers("tasks_description_length_check") == [schemas.DESCRIPTION_LENGTH]
-    assert numbers("users_id_length_check") == [1, guard.USER_ID_BYTES]
-    assert set(re.findall(r"'(\w+)'", checks["tasks_status_check"])) == set(schemas.STATUSES)
-
-
-def test_white_space_is_the_same_for_the_service_and_the_schema(
-    connection: psycopg.Connection, owner: str
-) -> None:
-    space = [c for c in map(chr, range(1, sys.maxunicode + 1)) if c.isspace()]
-    with pytest.raises(errors.CheckViolation):
-        insert(connection, owner, title="".join(space))
-
-    # What neither takes for white space, although it prints nothing.
-    for character in "\u200b\ufeff\u2060\u180e":
-        insert(connection, owner, title=character)
-
-
-def test_deleting_a_user_deletes_the_tasks_and_what_is_left_of_deleted_ones(
-    connection: psycopg.Connection, owner: str
-) -> None:
-    insert(connection, owner, title="x")
-    connection.execute("INSERT INTO deleted_tasks VALUES (%s, 1, now())", (owner,))
-
-    connection.execute("DELETE FROM users WHERE id = %s", (owner,))
-
-    left = connection.execute(
-        "SELECT id FROM tasks WHERE user_id = %s"
-        " UNION ALL SELECT id FROM deleted_tasks WHERE user_id = %s",
-        (owner, owner),
-    )
-    assert left.fetchall() == []
 
 
 def test_every_table_and_column_is_explained(connection: psycopg.Connection) -> None:

@@ -7,8 +7,6 @@ import pytest
 
 from tests.conftest import User
 
-JSON = {"Content-Type": "application/json"}
-
 
 def titles(user: User, query: str = "") -> list[str]:
     return [task["title"] for task in user.get(user.tasks + query).json()]

@@ -136,13 +136,6 @@ def test_a_key_is_forgotten_after_90_days_by_the_next_keyed_create(
     assert connection.execute(left, (alice.id,)).fetchall() == [("old",), ("younger",)]
 
 
-def test_creates_without_a_key_are_all_different(alice: User) -> None:
-    alice.create()
-    alice.create()
-
-    assert len(alice.get(alice.tasks).json()) == 2
-
-
 def test_twenty_concurrent_retries_make_one_task(
     alice: User, connection: psycopg.Connection
 ) -> None:
@@ -164,12 +157,6 @@ def test_twenty_concurrent_retries_make_one_task(
 
 VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 LEGAL = ["x", VISIBLE, "!~" * 127, "x" * 255, "a,b;c=d", '"', '"a', 'a"', '"a",b', "\\", '"a";b="c']
-
-
-@pytest.mark.parametrize("key", LEGAL)
-def test_a_legal_key_is_taken(alice: User, key: str) -> None:
-    assert create(alice, key).status_code == 201
-    assert create(alice, key).headers["Idempotency-Replayed"] == "true"
 
 
 @pytest.mark.parametrize("key", LEGAL)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime
-from itertools import pairwise
 from urllib.parse import quote, unquote
 
 import psycopg
@@ -28,13 +26,8 @@ def test_a_created_task_comes_back_as_it_was_stored(alice: User) -> None:
     assert (task["title"], task["description"], task["status"]) == ("Buy milk", None, "incomplete")
     assert task["created_at"] == task["updated_at"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", task["created_at"])
-    assert alice.get(answer.headers["Location"]).json() == task
-
-
-def test_the_location_of_a_task_is_an_absolute_path(alice: User) -> None:
-    answer = alice.post(alice.tasks, json={"title": "Buy milk"})
-
-    assert answer.headers["Location"] == f"{alice.tasks}/{answer.json()['id']}"
+    assert answer.headers["Location"] == alice.path(task)
+    assert alice.get(alice.path(task)).json() == task
 
 
 def test_a_task_may_be_created_complete_and_with_a_description(alice: User) -> None:
@@ -165,30 +158,6 @@ def test_a_merge_patch_changes_its_members_and_null_takes_the_description_away(
     changed = {"description": None, "status": "complete"}
     assert answer.json() == task | changed | {"updated_at": answer.json()["updated_at"]}
     assert alice.get(alice.path(task)).json() == answer.json()
-
-
-def test_updated_at_strictly_grows_with_every_change(alice: User) -> None:
-    task = alice.create()
-    seen = [datetime.fromisoformat(str(task["updated_at"]))]
-
-    for _ in range(20):
-        answer = alice.patch(f"{alice.path(task)}/complete")
-        seen.append(datetime.fromisoformat(answer.json()["updated_at"]))
-
-    assert all(earlier < later for earlier, later in pairwise(seen))
-
-
-def test_updated_at_grows_even_when_the_clock_was_ahead(
-    alice: User, connection: psycopg.Connection
-) -> None:
-    task = alice.create()
-    connection.execute(
-        "UPDATE tasks SET updated_at = '2100-01-01 00:00+00' WHERE user_id = %s", (alice.id,)
-    )
-
-    answer = alice.patch(f"{alice.path(task)}/complete")
-
-    assert answer.json()["updated_at"] == "2100-01-01T00:00:00.000001Z"
 
 
 def test_a_deleted_task_is_gone_and_cannot_be_deleted_again(alice: User) -> None:

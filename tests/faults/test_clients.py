@@ -26,7 +26,7 @@ import psycopg
 import pytest
 from gevent.pool import Pool
 
-from tests.conftest import NO_TLS, Server, sign
+from tests.conftest import NO_TLS, Server, sign, until
 from tests.faults.conftest import serving
 from todo_service.serving.worker import Client
 
@@ -73,15 +73,6 @@ def held(server: Server, connections: list[socket.socket]) -> list[socket.socket
     """Those that a worker has not closed."""
     ports = peers(server)
     return [connection for connection in connections if connection.getsockname()[1] in ports]
-
-
-def until(reached: Callable[[], bool], seconds: float = 60) -> float:
-    """Wait for a state; the seconds that it took."""
-    started = time.monotonic()
-    while not reached():
-        assert time.monotonic() - started < seconds
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def read_to_the_end(connection: socket.socket) -> bytes:

@@ -21,7 +21,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.conftest import NO_TLS, Server, User
+from tests.conftest import NO_TLS, Server, User, until
 from tests.faults.conftest import serving
 from tests.faults.crowd import Crowd
 from tests.faults.test_clients import (
@@ -34,7 +34,6 @@ from tests.faults.test_clients import (
     peers,
     read_answer,
     read_to_the_end,
-    until,
     workers,
 )
 from todo_service import create_app

