@@ -92,6 +92,7 @@ def test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart(checkout: P
 
     run.interrupt()
     assert processes_of(checkout) == []
+    assert "Traceback" not in run.log.read_text()
 
     again = Run(checkout)
     task = shell(again.curl().replace('-d \'{"title": "Buy milk"}\'', ""), checkout)

@@ -10,6 +10,7 @@ handle          test_who_has_waited_longest_makes_room
 handle_request  test_a_worker_that_has_served_its_number_does_not_wait_for_idle_clients
 handle_error    test_what_is_not_http_gets_a_json_error
 handle_exit     test_a_stop_does_not_wait_for_clients_that_do_nothing
+handle_quit     test_a_newcomer_has_a_task_in_postgresql_that_survives_a_restart
 drain           test_who_was_connected_when_the_stop_began_is_answered
 accept          test_slow_clients_are_served_beside_many_others
 make_room       test_readers_who_take_nothing_shut_nobody_out
@@ -31,6 +32,7 @@ from contextlib import nullcontext, suppress
 from enum import Enum, auto
 from errno import EBADF
 from functools import partial
+from signal import SIG_IGN, SIGINT, SIGQUIT, signal
 from socket import (
     IPPROTO_TCP,
     SHUT_RD,
@@ -147,6 +149,11 @@ class Worker(GeventWorker):
 
     def handle_exit(self, *_: Any) -> None:
         gevent.spawn(self.drain)
+
+    def handle_quit(self, sig: Any, frame: Any) -> None:
+        for again in (SIGINT, SIGQUIT):  # Ctrl-C: from the terminal, and from the master
+            signal(again, SIG_IGN)
+        super().handle_quit(sig, frame)
 
     def drain(self) -> None:
         while self.servers:
