@@ -209,6 +209,15 @@ def test_a_malformed_chunk_creates_nothing(alice: User, chunk: bytes) -> None:
     assert alice.get(alice.tasks).json() == []
 
 
+@pytest.mark.parametrize(("fields", "status"), [(3, 201), (97, 400)])
+def test_trailers_may_take_as_much_as_a_head(alice: User, fields: int, status: int) -> None:
+    head = start(alice) + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'e\r\n{"title": "x"}\r\n0\r\n' + fields * (b"X: " + 8000 * b"x" + b"\r\n") + b"\r\n"
+
+    assert send(alice, head + body)[0] == status
+    assert len(alice.get(alice.tasks).json()) == (1 if status == 201 else 0)
+
+
 def test_expect_continue_is_answered(alice: User) -> None:
     head = start(alice) + b"Content-Type: application/json\r\nContent-Length: 14\r\n"
 

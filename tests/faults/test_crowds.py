@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
@@ -108,15 +109,28 @@ def announced(user: str, sent: int) -> bytes:
     return start + b" " * sent
 
 
-@pytest.mark.parametrize(("count", "sent"), [(1100, 320 * 1024), (950, MIB - 1)])
+def trailers() -> bytes:
+    """A body of no bytes and 780 KiB of trailer fields, of which another would have to follow."""
+    start = head("/health", "Transfer-Encoding: chunked")
+    return start + b"0\r\n" + 97 * (b"X: " + 8000 * b"x" + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("count", "sent"),
+    [
+        (1100, partial(announced, "mallory", 320 * 1024)),
+        (950, partial(announced, "mallory", MIB - 1)),
+        (900, trailers),
+    ],
+)
 def test_bodies_that_do_not_come_to_an_end_take_little_memory(
-    serve: Serve, measured: Measure, count: int, sent: int
+    serve: Serve, measured: Measure, count: int, sent: Callable[[], bytes]
 ) -> None:
     server = serve(WEB_CONCURRENCY="1")
     server.wait("/ready")
     before = memory(server)
 
-    with Crowd(server.port, count, announced("mallory", sent)).running() as crowd:
+    with Crowd(server.port, count, sent()).running() as crowd:
         highest = watch(server, lambda: crowd.cut_off > 100)
         slowest = probe(server)
     after = settled(server)

@@ -52,7 +52,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from todo_service.serving.unparsed import answer_unparsed
 
-MAX_HEAD = 32 * 1024  # bytes of a request's head: request line and header fields together
+MAX_HEAD = 32 * 1024  # bytes of a request's head, request line and fields; of its trailers, about
 PIECE = 64 * 1024  # bytes of a body or an answer that may take PATIENCE
 PATIENCE = 15.0  # seconds for a head, for each full PIECE, and for a body that nobody reads
 MAX_HELD = 24 * 1024 * 1024  # bytes of unfinished bodies and answers in a worker
@@ -130,6 +130,9 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, client: Client, addr: Any) -> None:
         if req.version >= (1, 1) and all(name != "HOST" for name, _ in req.headers):
             raise InvalidHeader("HOST", req=req)  # RFC 9112 section 3.2
+        # gunicorn would gather 800 KiB of a chunked body's trailers, and count their lines again at
+        # each read. The readers of other bodies do not look at this.
+        req.body.reader.limit_trailer_section = MAX_HEAD
         client.begin(Stage.BODY)
         try:
             super().handle_request(listener_name, req, client, addr)
