@@ -125,7 +125,7 @@ def test_the_page_for_the_shell_goes_on_from_the_first_task(checkout: Path) -> N
         found = re.search(f"^{pattern}\n", said, re.MULTILINE)
         assert found, (answer, said)
         said = said[found.end() :]
-    assert len(answers) == 12
+    assert len(answers) == 13
     assert said == ""
     run.interrupt()
 

@@ -60,6 +60,7 @@ class Verifier:
         if by_secret and by_issuer:
             raise SettingsError(
                 "JWT_SECRET and JWT_JWKS_URL are both set; unset JWT_SECRET if an issuer signs"
+                " (it may stand in .env)"
             )
         if not by_secret and not by_issuer:
             raise SettingsError("neither JWT_SECRET nor JWT_JWKS_URL is set; set one of them")

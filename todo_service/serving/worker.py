@@ -32,7 +32,7 @@ from contextlib import nullcontext, suppress
 from enum import Enum, auto
 from errno import EBADF
 from functools import partial
-from signal import SIG_IGN, SIGINT, SIGQUIT, signal
+from signal import SIGINT, SIGQUIT, signal
 from socket import (
     IPPROTO_TCP,
     SHUT_RD,
@@ -155,7 +155,7 @@ class Worker(GeventWorker):
 
     def handle_quit(self, sig: Any, frame: Any) -> None:
         for again in (SIGINT, SIGQUIT):  # Ctrl-C: from the terminal, and from the master
-            signal(again, SIG_IGN)
+            signal(again, lambda *_: None)  # not SIG_IGN: it may have come already
         super().handle_quit(sig, frame)
 
     def drain(self) -> None:
