@@ -259,7 +259,7 @@ def test_a_withdrawn_key_is_forgotten_after_its_lifetime(
     monkeypatch.setattr(Jwks, "LIFETIME", 0.0)
     assert ask(client, issuer.sign("second")).status_code == 200
 
-    until(lambda: ask(client, withdrawn.pop()).status_code == 401)
+    until(lambda: ask(client, withdrawn.pop()).status_code == 401, 10)
 
 
 @pytest.mark.slow
@@ -418,7 +418,7 @@ def test_an_issuer_that_was_down_is_asked_again(
 
     issuer.status = 200
 
-    until(lambda: ask(client, issuer.sign("first")).status_code == 200)
+    until(lambda: ask(client, issuer.sign("first")).status_code == 200, 10)
     assert ask(client, issuer.sign("first", headers={"kid": "forged"})).status_code == 401
 
 
@@ -435,7 +435,7 @@ def test_an_issuer_that_never_ends_its_answer_is_asked_again_soon(
 
     issuer.drip = None  # The connection that is open goes on as before.
 
-    until(lambda: ask(client, issuer.sign("first")).status_code == 200)
+    until(lambda: ask(client, issuer.sign("first")).status_code == 200, 10)
 
 
 def test_a_token_is_verified_once_and_not_past_its_exp(

@@ -115,7 +115,7 @@ def test_a_frozen_database_is_a_503_and_health_stays_up(
             healthy.append(seconds)
         ready_seconds, ready = timed(lambda: httpx.get(server.url + "/ready", timeout=10))
         answers = [answer.result() for answer in asked]
-    recovery = until(lambda: alice.get(alice.path(task)).status_code == 200)
+    recovery = until(lambda: alice.get(alice.path(task)).status_code == 200, 10)
 
     slowest = max(seconds for seconds, _ in answers)
     measured(
@@ -292,7 +292,7 @@ def test_two_versions_whose_connections_do_not_fit_share_what_there_is(
     old.wait("/ready")
 
     with Load(old).running(40) as before:
-        until(lambda: cluster.connections() >= 16)
+        until(lambda: cluster.connections() >= 16, 10)
         new = serve(DATABASE_URL=url)
         started = time.monotonic()
         new.wait("/ready")

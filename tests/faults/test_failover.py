@@ -149,7 +149,7 @@ def test_writes_follow_a_name_to_the_promoted_standby_and_reads_go_on(
         cluster.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         cluster.execute("SELECT pg_reload_conf()")
         read_only = time.monotonic()
-        until(lambda: load.statuses(since=read_only + 0.5) == {503})
+        until(lambda: load.statuses(since=read_only + 0.5) == {503}, 10)
         # All that was acknowledged is there before the standby takes over, as in a switch-over.
         ((end,),) = cluster.query("SELECT pg_current_wal_lsn()")
         behind = "SELECT pg_last_wal_replay_lsn() < %s::pg_lsn"

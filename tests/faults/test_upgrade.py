@@ -137,7 +137,7 @@ def at_work(*workers: Iterator[None]) -> Iterator[list[float]]:
 def do_more(seconds: list[float]) -> None:
     """Wait until the workers have done another hundred steps."""
     enough = len(seconds) + 100
-    until(lambda: len(seconds) >= enough)
+    until(lambda: len(seconds) >= enough, 30)
 
 
 def init_db_beside(cluster: Cluster, statement: str, seconds: list[float]) -> None:
